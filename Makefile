@@ -1,0 +1,49 @@
+# The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install run up down test lint format bench clean
+
+CONFIG ?= deployments/configs/digits.yaml
+PYTEST ?=
+
+# The environment's own interpreter where there is one, else the newest on the machine.
+PYTHON ?= $(shell for each in .venv/bin/python python3.13 python3.12 python3.11 python3; do \
+	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$each"; break; }; done)
+LOCAL = $(or $(PYTHON),$(error no Python 3.11 or newer was found: install one, or say make PYTHON=/path/to/python3)) \
+	-m deployments.local
+BIN := .venv/bin
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: ## make .venv, with what the tests need
+	@$(LOCAL) install --dev
+
+run: ## run the example sweep through the Prefect flow (CONFIG=FILE for another)
+	@$(LOCAL) run "$(CONFIG)"
+
+up: ## start the project's Prefect server and a worker, and deploy
+	@$(LOCAL) up
+
+down: ## stop them
+	@$(LOCAL) down
+
+test: lint ## check everything, and run every test (PYTEST="-k word" for some)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+
+lint: install ## ruff, mypy and the import contract
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: install ## put the code into ruff's shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install ## measure, against raw tools and peers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
+
+clean: down ## remove what can be made again: .venv and caches (runs in .nexa stay)
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

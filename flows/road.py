@@ -1,0 +1,138 @@
+"""The road, as both flows take it: one line a step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import Flow, State, get_run_logger, runtime
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_UI_URL
+
+from nexa_infra.blocks import PriceList, SlurmCluster
+from nexa_infra.errors import NexaError
+from nexa_infra.monitoring.report import CostReport, to_terminal
+from nexa_infra.operations import steps
+from nexa_infra.operations.launch import reported, write_report
+from nexa_infra.operations.manage import find, find_by_token, prepare_resume
+from nexa_infra.runs.record import Run, read_run
+from nexa_infra.scheduling.slurm import preview_batch, preview_markdown
+from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, watch
+from nexa_infra.tasks.names import artifact_key
+from nexa_infra.tasks.report import publish
+
+
+async def take_the_road(run: Run) -> CostReport:
+    """Take a run along the road, to its report; a run that ends early has one too."""
+    async with shown(run):
+        await estimate_cost(run)
+        run = await sync(run)
+        run = await render_slurm_array(run)
+        await sbatch_submit(run)
+        await watch(run)
+    trials = await collect(run)
+    report = await cost_report(run, trials)
+    get_run_logger().info("\n%s", to_terminal(report))
+    steps.conclude(run, trials)
+    return report
+
+
+async def preview(run: Run) -> None:
+    """Show what a run would submit, and for how much; nothing is written or started."""
+    estimate = await estimate_cost(run, submit=False)
+    text = preview_markdown(preview_batch(run, estimate))
+    await acreate_markdown_artifact(text, key=artifact_key("preview", run), description=f"Preview of {run.config_file}")
+    get_run_logger().info("Nothing was submitted: this is the preview; set submit to run it")
+
+
+async def planned(
+    config_file: str,
+    *,
+    cluster: SlurmCluster | str | None,
+    prices: PriceList | str | None,
+    budget_usd: float | None,
+    overrides: Sequence[str],
+    resume: str | None,
+    distributed: bool | None = None,
+) -> Run:
+    """Plan the flow run's own run, or find the one that it goes on with.
+
+    A flow run that Prefect starts again plans the same run, and goes on with it.
+    """
+    if resume:
+        return await asyncio.to_thread(prepare_resume, resume)
+    token = run_token(runtime.flow_run.id)
+    if token and (earlier := await asyncio.to_thread(find_by_token, token)) is not None:
+        return earlier
+    cluster_block = await SlurmCluster.aload(cluster) if isinstance(cluster, str) and cluster else cluster or None
+    price_block = await PriceList.aload(prices) if isinstance(prices, str) and prices else prices or None
+    return await asyncio.to_thread(
+        lambda: steps.plan(
+            config_file,
+            cluster=cluster_block.to_cluster() if isinstance(cluster_block, SlurmCluster) else None,
+            book=price_block.to_book() if isinstance(price_block, PriceList) else None,
+            budget_usd=budget_usd,
+            overrides=[word for word in overrides if word.strip()],
+            labels=labels(),
+            distributed=distributed,
+            moment=datetime.now(UTC),
+            token=token,
+        )
+    )
+
+
+@asynccontextmanager
+async def shown(run: Run) -> AsyncIterator[None]:
+    """Write the report where the road ends early, and show it in Prefect."""
+    try:
+        async with reported(run):
+            yield
+    except NexaError:
+        if run.files.report_json.exists():
+            trials = await asyncio.to_thread(steps.collect, run)
+            await publish(run, await asyncio.to_thread(steps.report, run, trials), trials)
+        raise
+
+
+def labels() -> dict[str, str]:
+    """Return what ties a run to its flow run."""
+    if not runtime.flow_run.id:
+        return {}
+    address = PREFECT_UI_URL.value()
+    found = {"flow_run_id": str(runtime.flow_run.id)}
+    return {**found, "flow_run_url": f"{address.rstrip('/')}/runs/flow-run/{runtime.flow_run.id}"} if address else found
+
+
+def run_token(flow_run_id: str | None) -> str | None:
+    """Return the part of a run's id that names its flow run."""
+    return str(flow_run_id).replace("-", "")[:12] if flow_run_id else None
+
+
+def run_name(verb: str) -> str:
+    """Return a telling name for a flow run: what is run, from which file."""
+    given: dict[str, Any] = runtime.flow_run.parameters or {}
+    if given.get("resume"):
+        return f"{verb} {given['resume']}, resumed"
+    name = str(given.get("config_file", "")).rpartition("/")[2].rsplit(".", 1)[0]
+    return f"{verb} {name}" if given.get("submit") else f"{verb} {name}, preview"
+
+
+def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """End the run of a cancelled flow run: Prefect calls this in another process, so it is found by its id."""
+    token = run_token(str(flow_run.id))
+    found = find_by_token(token) if token else None
+    if found is None and (name := (flow_run.parameters or {}).get("resume")):
+        found = find(name)
+    if found is not None:
+        steps.cancel(read_run(found.files.path), "cancelled in Prefect")
+
+
+def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write the report of a run whose flow run has crashed."""
+    token = run_token(str(flow_run.id))
+    if token and (found := find_by_token(token)) is not None:
+        write_report(found)

@@ -1,0 +1,50 @@
+"""The sweep flow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from nexa_infra.blocks import PriceList, SlurmCluster
+from nexa_infra.flows import road
+from nexa_infra.monitoring.report import CostReport
+
+
+@flow(
+    name="sweep",
+    flow_run_name=lambda: road.run_name("sweep"),
+    description="Runs every trial of a sweep, and says what it was going to cost, did cost, and what it bought.",
+    on_cancellation=[road.end_run],
+    on_crashed=[road.close_run],
+)
+async def sweep(
+    config_file: Annotated[str, Field(title="Config file", json_schema_extra={"position": 0})] = (
+        "deployments/configs/digits.yaml"
+    ),
+    submit: Annotated[bool, Field(title="Submit", json_schema_extra={"position": 1})] = False,
+    cluster: Annotated[SlurmCluster | str | None, Field(title="Cluster", json_schema_extra={"position": 2})] = None,
+    prices: Annotated[PriceList | str | None, Field(title="Prices", json_schema_extra={"position": 3})] = None,
+    budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
+    overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
+    resume: Annotated[str | None, Field(title="Resume", json_schema_extra={"position": 6})] = None,
+) -> CostReport | None:
+    """Run a sweep along the road: cost, code, script, submission, results, report.
+
+    Args:
+        config_file: The sweep's YAML file, from the project's folder.
+        submit: Run it. Off, it is a preview: the script, the first and last trials and the cost, nothing started.
+        cluster: A saved Slurm cluster; none runs the trials on the worker's own machine.
+        prices: A saved price list, in place of the bundled price book.
+        budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
+        overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.
+        resume: A run's id, to run what is unfinished of it; the other fields are then left aside.
+    """
+    run = await road.planned(
+        config_file, cluster=cluster, prices=prices, budget_usd=budget_usd, overrides=overrides, resume=resume
+    )
+    if submit or resume:
+        return await road.take_the_road(run)
+    await road.preview(run)
+    return None

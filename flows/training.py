@@ -1,0 +1,58 @@
+"""The training flow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from nexa_infra.blocks import PriceList, SlurmCluster
+from nexa_infra.flows import road
+from nexa_infra.monitoring.report import CostReport
+
+
+@flow(
+    name="training",
+    flow_run_name=lambda: road.run_name("training"),
+    description="Runs one training, and says what it was going to cost, did cost, and what it bought.",
+    on_cancellation=[road.end_run],
+    on_crashed=[road.close_run],
+)
+async def training(
+    config_file: Annotated[str, Field(title="Config file", json_schema_extra={"position": 0})] = (
+        "deployments/configs/digits-training.yaml"
+    ),
+    submit: Annotated[bool, Field(title="Submit", json_schema_extra={"position": 1})] = False,
+    cluster: Annotated[SlurmCluster | str | None, Field(title="Cluster", json_schema_extra={"position": 2})] = None,
+    prices: Annotated[PriceList | str | None, Field(title="Prices", json_schema_extra={"position": 3})] = None,
+    budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
+    overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
+    resume: Annotated[str | None, Field(title="Resume", json_schema_extra={"position": 6})] = None,
+    distributed: Annotated[bool, Field(title="Distributed", json_schema_extra={"position": 7})] = False,
+) -> CostReport | None:
+    """Run a training along the road: cost, code, script, submission, results, report.
+
+    Args:
+        config_file: The training's YAML file, from the project's folder.
+        submit: Run it. Off, it is a preview: the script, the command and the cost, nothing started.
+        cluster: A saved Slurm cluster; none runs the trials on the worker's own machine.
+        prices: A saved price list, in place of the bundled price book.
+        budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
+        overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.
+        resume: A run's id, to run what is unfinished of it; the other fields are then left aside.
+        distributed: Start the script by torchrun, one process a GPU; off, plainly.
+    """
+    run = await road.planned(
+        config_file,
+        cluster=cluster,
+        prices=prices,
+        budget_usd=budget_usd,
+        overrides=overrides,
+        resume=resume,
+        distributed=distributed,
+    )
+    if submit or resume:
+        return await road.take_the_road(run)
+    await road.preview(run)
+    return None

@@ -1,0 +1,1 @@
+"""What a run costs and uses: prices, costs, the report."""

@@ -1,0 +1,118 @@
+"""The cost report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nexa_infra.monitoring import report_words as words
+from nexa_infra.monitoring.report_model import CostReport, RankedTrial
+from nexa_infra.monitoring.report_text import (
+    assignments,
+    code,
+    escape,
+    fence,
+    link,
+    markdown_table,
+    money,
+    rate,
+)
+
+# More parameters than this share one column.
+_MOST_COLUMNS = 6
+
+
+def to_markdown(report: CostReport) -> str:
+    """Write a report as Markdown with GitHub's tables, for Prefect's UI and for a file."""
+    return "\n".join((*_summary(report), *_cost(report), *_rankings(report), *_failures(report), *_next(report))) + "\n"
+
+
+def _summary(report: CostReport) -> Iterator[str]:
+    yield f"# {report.kind.capitalize()} {escape(report.name)}: {report.end}"
+    yield ""
+    yield f"**{words.headline(report)}**{escape(words.told(report.reason), 2000)}"
+    yield ""
+    facts = (
+        ("Trials", words.states(report)),
+        ("Created", words.created(report)),
+        ("Code", escape(words.code_version(report) or "", 200)),
+        ("Directory", code(report.directory)),
+        ("Prefect", link(report.flow_run_url or "")),
+    )
+    yield from markdown_table(("Run", code(report.run_id)), [fact for fact in facts if fact[1]])
+
+
+def _cost(report: CostReport) -> Iterator[str]:
+    expected = report.projected.expectation_usd
+    actual, hours = words.actuals(report)
+    a_trial = words.per_trial(report)
+    rows = [
+        ("Projected, at most", *words.ceilings(report)),
+        *([("Expected, by past trials", money(expected), "")] if expected is not None else []),
+        ("**Actual**", f"**{actual}**", f"**{hours}**"),
+        *([("A trial, mean", a_trial[0], ""), ("A trial, median", a_trial[1], "")] if a_trial else []),
+        ("Wasted on attempts that did not complete", words.waste(report), ""),
+    ]
+    unit = words.unit(report.projected.price)
+    yield from ("", "## Cost", "")
+    yield from markdown_table(("", "USD", f"{unit[0].upper()}{unit[1:]}s"), rows, right=(1, 2))
+    yield from ("", f"At most: {words.how_projected(report)}.")
+    if told := words.cost_unknown(report):
+        yield from ("", f"{told}.")
+    yield from ("", "## Prices used", "")
+    prices = (
+        (
+            escape(price.item),
+            words.unit(price),
+            rate(price.usd_per_hour),
+            escape(price.provider),
+            escape(price.source, 120),
+            escape(price.date),
+        )
+        for price in report.prices
+    )
+    yield from markdown_table(("Item", "Unit", "USD", "Provider", "Source", "Read on"), prices, right=(2,))
+
+
+def _rankings(report: CostReport) -> Iterator[str]:
+    if report.objective is None:
+        yield from ("", f"{escape(words.HOW_TO_RANK, 200)}.")
+    elif report.states.get("completed"):
+        yield from ("", f"## Best by {escape(report.objective.metric)} ({report.objective.goal})", "")
+        if report.best:
+            yield from _trials(report, report.best)
+        else:
+            yield "No completed trial has this metric."
+        if told := words.left_out(report):
+            yield from ("", f"{escape(told, 200)}.")
+    if report.dearest:
+        yield from ("", "## Dearest", "")
+        yield from _trials(report, report.dearest)
+
+
+def _trials(report: CostReport, trials: Sequence[RankedTrial]) -> Iterator[str]:
+    header, rows = words.ranking(report, trials)
+    names, cells = words.parameter_columns(trials)
+    limit = 64
+    if len(names) > _MOST_COLUMNS:
+        names, cells = ["Parameters"], [[assignments(trial.parameters)] for trial in trials]
+        limit = 200
+    lines = ([*row, *(escape(cell, limit) for cell in more)] for row, more in zip(rows, cells, strict=True))
+    yield from markdown_table([escape(title) for title in (*header, *names)], lines, right=range(len(header)))
+
+
+def _failures(report: CostReport) -> Iterator[str]:
+    if not report.failed:
+        return
+    yield from ("", "## Failed", "", f"Trials: {escape(report.failed_trials, 400)}{words.first_failures(report)}")
+    for trial in report.failed:
+        yield from ("", f"### Trial {trial.index}: {words.ending(trial)}", "")
+        yield f"Cost {money(trial.usd)}: {escape(assignments(trial.parameters) or 'no parameters', 400)}"
+        if trial.stderr:
+            yield from ("", *fence(trial.stderr))
+        if trial.stderr_file:
+            yield from ("", f"The whole of it: {code(trial.stderr_file)}")
+
+
+def _next(report: CostReport) -> Iterator[str]:
+    for purpose, command in words.commands(report):
+        yield from ("", f"## {purpose}", "", *fence([command]))

@@ -1,0 +1,88 @@
+"""What a cost report holds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from nexa_infra.monitoring.costs import Amount, CostEstimate
+from nexa_infra.runs.record import Price, Record
+from nexa_infra.runs.results import TrialState
+from nexa_infra.spec.fields import Value
+from nexa_infra.spec.policy import Objective
+
+RunEnd = Literal["done", "failed", "cancelled", "refused", "unfinished"]
+
+
+class RankedTrial(Record):
+    """A trial in one of the report's rankings."""
+
+    index: int
+    hash: str
+    parameters: dict[str, Value]
+    state: TrialState
+    seconds: float = Field(description="over all its attempts")
+    usd: Amount | None = Field(description="of all its attempts; null is unknown")
+    metric: float | None = Field(description="the objective's value, where the trial has one")
+    metric_per_usd: float | None = Field(
+        description="the metric over the cost, where more of it is better and both are above 0"
+    )
+
+
+class FailedTrial(Record):
+    """A trial that ended badly, and its last words."""
+
+    index: int
+    state: TrialState
+    attempt: int = Field(description="the last one's number")
+    exit_code: int | None
+    signal: str | None = Field(description="what ended it, such as SIGKILL, where the exit code says so")
+    parameters: dict[str, Value]
+    usd: Amount | None
+    stderr: tuple[str, ...] = Field(description="the last lines of its standard error")
+    stderr_file: str | None = Field(description="where all of it is, on the host that ran it")
+
+
+class CostReport(Record):
+    """What a run was going to cost, what it did cost, and what the money bought.
+
+    `None` in place of an amount says that it is unknown.
+    """
+
+    run_id: str
+    name: str = Field(description="the job's name")
+    kind: Literal["sweep", "training"]
+    end: RunEnd
+    reason: str | None = Field(description="why it ended like this, where there is more to say")
+    created_at: datetime
+    commit: str | None
+    branch: str | None
+    dirty: bool | None = Field(description="whether the code had changes that no commit holds")
+    directory: str
+    flow_run_url: str | None = Field(description="its address in Prefect's UI")
+
+    trials: int
+    states: dict[TrialState, int]
+    attempts: int = Field(description="attempts that were started")
+
+    projected: CostEstimate
+    prices: tuple[Price, ...]
+    actual_usd: Amount | None = Field(description="of the trials whose cost is known; null where none is")
+    actual_unit_hours: Amount | None = Field(description="GPU-hours or core-hours of the same trials")
+    uncounted: int = Field(description="trials that ran at an unknown cost; the actual amounts lack them")
+    usd_per_trial_mean: Amount | None = Field(description="over the trials that ran at a known cost")
+    usd_per_trial_median: Amount | None
+    wasted_usd: Amount | None = Field(description="of attempts that did not complete")
+    wasted_share: float | None = Field(description="that of the actual cost, 0 to 1")
+
+    objective: Objective | None
+    unranked: int = Field(description="completed trials whose metric is missing or no finite number")
+    best: tuple[RankedTrial, ...]
+    dearest: tuple[RankedTrial, ...]
+
+    failed_trials: str = Field(description="all that ended badly, such as 3,7-9")
+    failed: tuple[FailedTrial, ...] = Field(description="the first of them, with their last words")
+    retry_command: str | None = Field(description="runs the failed trials again")
+    resume_command: str | None = Field(description="runs the unfinished trials")

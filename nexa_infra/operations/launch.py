@@ -1,0 +1,176 @@
+"""The road, without Prefect: for scripts, notebooks and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nexa_infra.errors import ConfigError, NexaError, Problem
+from nexa_infra.operations import steps
+from nexa_infra.operations.manage import prepare_resume
+from nexa_infra.operations.progress import Tell
+from nexa_infra.runs.artifact import ArtifactMeta, write_artifact
+from nexa_infra.runs.directory import mark_cancelled
+from nexa_infra.runs.record import Run
+from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
+from nexa_infra.spec.cluster import Cluster
+from nexa_infra.spec.run import SweepConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from nexa_infra.monitoring.report import CostReport
+
+
+def launch_slurm_sweep(
+    config: str | Path | SweepConfig | None,
+    submit: bool = False,
+    *,
+    cluster: Cluster | None = None,
+    resume: str | None = None,
+    overrides: Sequence[str] = (),
+    budget_usd: float | Decimal | None = None,
+    tell: Tell | None = None,
+) -> SlurmBatchArtifacts:
+    """Run a sweep to its end, on this machine where no cluster is given; `submit=False` is the preview.
+
+    `resume` is a run's id (or a part of it, or `latest`): its unfinished trials are run, and
+    `config` is not read. `tell` is called with each poll. Works in a notebook's event loop too.
+
+    Raises:
+        ConfigError: the config is not understood; nothing was written.
+        BudgetError: the projected cost is over the budget; nothing was started.
+        RunFailedError: trials failed; the report says which.
+    """
+    if resume is not None:
+        run = prepare_resume(resume)
+    elif config is None:
+        raise ConfigError(Problem("config", "give a config file, or the run to resume"))
+    else:
+        run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
+        if not submit:
+            return preview_batch(run, steps.estimate_cost(run))
+    if run.kind != "sweep":
+        raise ConfigError(Problem("", f"run {run.id} is a training: use launch_training_job", file=run.config_file))
+    return _drive(run, tell)
+
+
+def launch_training_job(
+    config_path: str | Path | TrainingConfig | None,
+    distributed: bool = False,
+    *,
+    overrides: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
+    resume: str | None = None,
+    budget_usd: float | Decimal | None = None,
+    tell: Tell | None = None,
+) -> ArtifactMeta:
+    """Run one training to its end and return what it made.
+
+    `distributed=True` starts the script by torchrun, one process a GPU; `distributed=False` starts
+    a torchrun config's script plainly. The rest is as in `launch_slurm_sweep`.
+    """
+    if resume is not None:
+        run = prepare_resume(resume)
+    elif config_path is None:
+        raise ConfigError(Problem("config_path", "give a config file, or the run to resume"))
+    else:
+        run = steps.plan(
+            config_path, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd, distributed=distributed
+        )
+    if run.kind != "training":
+        raise ConfigError(Problem("", f"run {run.id} is a sweep: use launch_slurm_sweep", file=run.config_file))
+    _drive(run, tell)
+    return write_artifact(run)
+
+
+def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
+    """Follow a run that exists to its end, as `prepare_resume` or `prepare_retry` has made it ready."""
+    return _drive(run, tell)
+
+
+async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifacts:
+    """Take a planned run along the road, or an earlier one along what is left of it."""
+    async with reported(run):
+        estimate = steps.estimate_cost(run)
+        if not run.files.record.exists():
+            steps.admit(run, estimate)
+            run = await asyncio.to_thread(steps.sync, run)
+            run = steps.render(run)
+        submission = await asyncio.to_thread(steps.submit, run)
+        async with aclosing(steps.watch(run)) as polls:
+            async for poll in polls:
+                if tell is not None:
+                    tell(poll)
+    trials = steps.collect(run)
+    report = steps.report(run, trials)
+    steps.conclude(run, trials)
+    return submitted_batch(run, estimate, submission, report)
+
+
+@asynccontextmanager
+async def reported(run: Run) -> AsyncIterator[None]:
+    """Write the run's report where the road ends early: cancelled, interrupted, or by an error."""
+    try:
+        yield
+    except BaseException:
+        if run.files.record.exists() and not run.files.refused.exists():
+            with suppress(NexaError, OSError):
+                write_report(run)
+        raise
+
+
+def write_report(run: Run) -> CostReport:
+    """Collect a run's results as they stand, and write its report."""
+    return steps.report(run, steps.collect(run))
+
+
+def _drive(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
+    """Take the road to its end: here, or, inside a notebook's loop, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_interruptible(run, tell))
+    with ThreadPoolExecutor(1, thread_name_prefix="nexa-road") as pool:
+        return pool.submit(lambda: asyncio.run(take_the_road(run, tell))).result()
+
+
+async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
+    """Take the road; Ctrl-C is a person's word and cancels the run, SIGTERM only ends this client.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once nothing of the run is left running here.
+        SystemExit: likewise after SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return await take_the_road(run, tell)
+    loop = asyncio.get_running_loop()
+    road = asyncio.ensure_future(take_the_road(run, tell))
+    heard: list[signal.Signals] = []
+
+    def hear(number: signal.Signals) -> None:
+        heard.append(number)
+        if number == signal.SIGINT and run.files.path.exists():
+            mark_cancelled(run.files, "Ctrl-C", by="person")
+        road.cancel()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, hear, number)
+    try:
+        return await road
+    except asyncio.CancelledError:
+        if not heard:
+            raise
+        if heard[0] == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -1,0 +1,317 @@
+"""One function a step of the road: called in order by `launch`, wrapped by the Prefect tasks."""
+
+from __future__ import annotations
+
+import platform
+import re
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.metadata import version
+from pathlib import Path
+
+from nexa_infra.errors import (
+    BudgetError,
+    ConfigError,
+    NexaError,
+    PriceError,
+    Problem,
+    RunCancelledError,
+    RunFailedError,
+    SubmitError,
+)
+from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
+from nexa_infra.monitoring.prices import PriceBook, price_for
+from nexa_infra.monitoring.report import CostReport, RunEnd, build_report, to_json, to_markdown
+from nexa_infra.monitoring.report_text import money
+from nexa_infra.operations.sync import repository_of, sync_repository
+from nexa_infra.runs.directory import RunDirectory, read_cancelled, write_atomically
+from nexa_infra.runs.index import register
+from nexa_infra.runs.record import Run, Submission, write_run
+from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, read_trials, write_results
+from nexa_infra.scheduling.base import Scheduler
+from nexa_infra.scheduling.local import LocalScheduler
+from nexa_infra.scheduling.script import render_script, write_script
+from nexa_infra.scheduling.submit import submit_run
+from nexa_infra.scheduling.watch import Poll, follow, stop
+from nexa_infra.settings import settings
+from nexa_infra.spec.cluster import Cluster
+from nexa_infra.spec.load import code_root, problem_at, read_config
+from nexa_infra.spec.run import SweepConfig, TrainingConfig
+
+# Failed trials whose last words are shown, and how many lines of them.
+MOST_TAILS = 20
+TAIL_LINES = 10
+
+
+def plan(
+    config: str | Path | SweepConfig | TrainingConfig,
+    *,
+    cluster: Cluster | None = None,
+    overrides: Sequence[str] = (),
+    budget_usd: float | Decimal | None = None,
+    book: PriceBook | None = None,
+    labels: Mapping[str, str] | None = None,
+    distributed: bool | None = None,
+    moment: datetime | None = None,
+    token: str | None = None,
+) -> Run:
+    """Read and check what is asked, price it, and give it an id; nothing is written.
+
+    `overrides` are `key.path=value`, as a config file would hold them; `budget_usd` stands over the
+    config's own limit. `distributed` starts the script by torchrun, one process a GPU, or plainly;
+    unset, as the launcher says. `moment` and `token` make the run's id, for a caller that may have to
+    plan the same run again; unset, now and four random digits.
+
+    Raises:
+        ConfigError: the config, or its GPU type, is not understood.
+    """
+    file = Path(config).resolve() if isinstance(config, (str, Path)) else None
+    loaded = read_config(file, overrides) if file is not None else config
+    if isinstance(loaded, (str, Path)):
+        raise TypeError("a path was not read")
+    if file is None and overrides:
+        raise ConfigError(Problem("overrides", "work on a config file: change the config object itself"))
+    if budget_usd is not None:
+        limit = loaded.budget.model_validate({"limit_usd": Decimal(str(budget_usd))})
+        loaded = loaded.model_copy(update={"budget": loaded.budget.model_copy(update={"limit_usd": limit.limit_usd})})
+    if distributed is not None:
+        loaded = _distributed(loaded, distributed, file)
+    now = moment or datetime.now(UTC)
+    try:
+        price = price_for(loaded.job, cluster, book)
+    except PriceError as error:
+        key = "job.gpu_type" if loaded.job.gpu_type else "job.gres" if loaded.job.gres else "job.gpus_per_node"
+        raise ConfigError(problem_at(file, key, str(error))) from error
+    workdir = Path(cluster.workdir) if cluster else settings().home.expanduser().resolve()
+    folder = Path(loaded.job.output_dir).expanduser() if loaded.job.output_dir else workdir / "runs"
+    slug = re.sub(r"[^a-z0-9]+", "-", loaded.job.name.lower()).strip("-")[:32] or "run"
+    run_id = f"{now:%Y%m%d-%H%M%S}-{slug}-{token or secrets.token_hex(2)}"
+    return Run(
+        id=run_id,
+        config=loaded,
+        config_file=str(file) if file else None,
+        directory=str(folder.resolve() / run_id),
+        workdir=str(workdir),
+        cluster=cluster,
+        price=price,
+        created_at=now,
+        versions={"nexa-infra": version("nexa-infra"), "python": platform.python_version()},
+        labels=dict(labels or {}),
+    )
+
+
+def estimate_cost(run: Run) -> CostEstimate:
+    """Project what the run will cost."""
+    return estimate_run(run)
+
+
+def admit(run: Run, estimate: CostEstimate) -> None:
+    """Refuse a run whose projected ceiling is over its budget; a refused run has a directory and a report.
+
+    Raises:
+        BudgetError: it was refused.
+    """
+    limit = run.config.budget.limit_usd
+    if limit is None:
+        return
+    if estimate.ceiling_usd is None:
+        reason = f"job.time is {run.config.job.time}, so the cost has no ceiling to hold against the budget of {money(limit)}"
+        remedy = "set job.time to a walltime"
+    elif estimate.ceiling_usd > limit:
+        reason = f"the projected cost is up to {money(estimate.ceiling_usd)}, over the budget of {money(limit)}"
+        remedy = "shorten job.time, run fewer trials, or raise budget.limit_usd"
+    else:
+        return
+    _make_directory(run)
+    write_atomically(run.files.refused, reason + "\n")
+    write_run(run)
+    register(Path(run.workdir), run)
+    report(run, collect(run))
+    raise BudgetError(
+        f"run {run.id} was refused, nothing was started: {reason}; {remedy}. Report: {run.files.report_markdown}"
+    )
+
+
+def sync(run: Run) -> Run:
+    """Bring the code over, and return the run with its snapshot."""
+    root = code_root(Path(run.config_file)) if run.config_file else repository_of(Path.cwd())
+    snapshot = sync_repository(run.workdir, root=root, rules=run.config.sync)
+    script = run.config.launcher.script
+    if script and not Path(script).is_absolute() and not (Path(snapshot.path) / script).is_file():
+        raise ConfigError(
+            problem_at(
+                Path(run.config_file) if run.config_file else None,
+                "launcher.script",
+                f"{script} is not among the code that travels from {root}: git ignores it, or sync leaves it "
+                "behind; name it in sync.include",
+            )
+        )
+    return run.model_copy(update={"snapshot": snapshot})
+
+
+def render(run: Run) -> Run:
+    """Make the run directory: the array script, what it reads, a link to the code, and run.json last."""
+    if run.files.record.exists():
+        return run
+    if run.snapshot is None:
+        raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")
+    _make_directory(run)
+    script = render_script(run.config, run_id=run.id, run_dir=run.directory, **_defaults(run))
+    write_script(run.files, script)
+    if not run.files.code.is_symlink():
+        run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
+    write_run(run)
+    register(Path(run.workdir), run)
+    return run
+
+
+def submit(run: Run) -> Submission:
+    """Submit the run's trials, exactly once; called again, it submits only what is unfinished."""
+    return submit_run(run, scheduler_of(run))
+
+
+async def watch(run: Run) -> AsyncGenerator[Poll, None]:
+    """Yield polls until the run is over; cancelled, it detaches, which ends a local run."""
+    async with aclosing(follow(run, scheduler_of(run), period=poll_period(run))) as polls:
+        async for poll in polls:
+            yield poll
+
+
+def collect(run: Run) -> tuple[Trial, ...]:
+    """Read what became of every trial, price it, and write results.csv."""
+    tasks = scheduler_of(run).tasks(run)
+    trials = price_trials(run, read_trials(run.files, run.config.trials, tasks))
+    write_results(run.files.results, trials)
+    return trials
+
+
+def report(run: Run, trials: Sequence[Trial]) -> CostReport:
+    """Write the cost report, as JSON and Markdown, and return it."""
+    end, reason = ending(run, trials)
+    tails = {trial.index: last_words(run, trial) for trial in failed(trials)[:MOST_TAILS]}
+    found = build_report(run, trials, estimate_cost(run), end=end, reason=reason, stderr_tails=tails)
+    write_atomically(run.files.report_json, to_json(found))
+    write_atomically(run.files.report_markdown, to_markdown(found))
+    return found
+
+
+def conclude(run: Run, trials: Sequence[Trial]) -> None:
+    """Return where the run is done, and raise what else it ended as.
+
+    Raises:
+        RunFailedError: trials failed; it says which, with their last words.
+        RunCancelledError: a person ended it.
+    """
+    end, reason = ending(run, trials)
+    match end:
+        case "failed":
+            raise RunFailedError(_failure(run, trials, reason))
+        case "cancelled":
+            raise RunCancelledError(
+                f"run {run.id} was cancelled ({reason}): `nexa-infra resume {run.id}` goes on with it"
+            )
+        case "unfinished":
+            raise RunFailedError(f"run {run.id} is unfinished: `nexa-infra resume {run.id}` runs what is left of it")
+
+
+def cancel(run: Run, reason: str) -> None:
+    """End a run by a person's word, and write its report."""
+    stop(run, scheduler_of(run), reason, by="person")
+    report(run, collect(run))
+
+
+def ending(run: Run, trials: Sequence[Trial]) -> tuple[RunEnd, str | None]:
+    """Say how a run has ended, and why where somebody said so."""
+    if run.files.refused.exists():
+        return "refused", run.files.refused.read_text(encoding="utf-8").strip()
+    stopped = read_cancelled(run.files)
+    if stopped and stopped[0] == "person":
+        return "cancelled", stopped[1]
+    if stopped:
+        return "failed", stopped[1]
+    if any(trial.state in UNFINISHED for trial in trials):
+        return "unfinished", None
+    return ("failed", None) if failed(trials) else ("done", None)
+
+
+def failed(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that ended badly."""
+    return [trial for trial in trials if trial.state in ENDED_BADLY]
+
+
+def last_words(run: Run, trial: Trial, lines: int = TAIL_LINES) -> str:
+    """Return the last lines that a trial's last attempt wrote to its stderr."""
+    try:
+        with run.files.stderr(trial.index, trial.attempt).open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - 8192))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def scheduler_of(run: Run) -> Scheduler:
+    """Return what runs the run's arrays."""
+    if run.cluster is not None:
+        raise SubmitError(f"run {run.id} is for the cluster {run.cluster.name}: this version runs on this machine only")
+    return LocalScheduler(kill_wait=settings().kill_wait)
+
+
+def poll_period(run: Run) -> float:
+    """Return the time between two polls of a run, in seconds."""
+    return run.cluster.poll_floor if run.cluster else settings().poll_seconds
+
+
+def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
+    bad = failed(trials)
+    lines = [f"run {run.id} failed: {reason or f'{len(bad)} of {len(trials)} trials did not complete'}"]
+    for trial in bad[:5]:
+        code = "" if trial.exit_code is None else f" with exit code {trial.exit_code}"
+        lines.append(f"  trial {trial.index} ended as {trial.state}{code}")
+        lines.extend(f"    {line}" for line in last_words(run, trial, 5).splitlines())
+    if len(bad) > 5:
+        lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
+    lines.append(f"`nexa-infra retry {run.id}` runs only these again")
+    return "\n".join(lines)
+
+
+def _make_directory(run: Run) -> None:
+    files: RunDirectory = run.files
+    files.path.parent.mkdir(parents=True, exist_ok=True)
+    _keep_out_of_git(Path(run.workdir))
+    files.path.mkdir(mode=0o700, exist_ok=True)
+    for folder in (files.submissions, files.claims, files.status, files.trials):
+        folder.mkdir(exist_ok=True)
+
+
+def _keep_out_of_git(workdir: Path) -> None:
+    """Runs and snapshots are no code, whatever repository they lie in."""
+    workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ignore = workdir / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n", encoding="utf-8")
+
+
+def _defaults(run: Run) -> dict[str, str | None]:
+    cluster = run.cluster
+    return {"partition": cluster.partition, "account": cluster.account} if cluster else {}
+
+
+def _distributed(
+    config: SweepConfig | TrainingConfig, distributed: bool, file: Path | None
+) -> SweepConfig | TrainingConfig:
+    """Start the config's script by torchrun, one process a GPU, or plainly."""
+    launcher = config.launcher
+    if distributed and launcher.type == "command":
+        message = "distributed needs a Python script or module, not a command"
+        raise ConfigError(problem_at(file, "launcher.type", message))
+    if distributed and launcher.type == "python":
+        processes = ("--standalone", f"--nproc-per-node={max(1, config.job.gpus)}")
+        launcher = launcher.model_copy(update={"type": "torchrun", "extra_args": processes})
+    elif not distributed and launcher.type == "torchrun":
+        launcher = launcher.model_copy(update={"type": "python", "extra_args": ()})
+    return config.model_copy(update={"launcher": launcher})

@@ -1,0 +1,81 @@
+"""What is wrong with a machine, and what to do about it: a line a check."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_infra.errors import HostError
+from nexa_infra.hosts.local import LocalHost
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    fine: bool
+    found: str
+    remedy: str = ""
+
+
+def check_here(home: Path) -> Iterator[Check]:
+    """Look at this machine, as the local default needs it; `home` is where its runs are kept."""
+    yield _tool("bash", ["bash", "--version"], r"version (\d+\.\d+)", "install bash 4.2 or newer", least=(4, 2))
+    yield _tool("rsync", ["rsync", "--version"], r"version (\d+\.\d+)", "apt-get install rsync, or your system's own")
+    yield _tool("git", ["git", "--version"], r"version (\d+\.\d+)", "apt-get install git, or your system's own")
+    yield _sure("pidfd", _pidfd, "a kernel of 5.3 or newer is needed, so that trials end with their client")
+    yield _sure("/proc", _proc, "mount /proc: it is how leftover processes are found")
+    yield _writable(home)
+    yield _space(home)
+    yield Check("cores", True, f"{len(os.sched_getaffinity(0))} usable")
+    gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    yield Check("GPUs", True, f"{len(gpus)} NVIDIA" if gpus else "none: jobs that ask for GPUs run without them here")
+
+
+def _tool(name: str, argv: list[str], pattern: str, remedy: str, least: tuple[int, int] = (0, 0)) -> Check:
+    try:
+        found = re.search(pattern, LocalHost().run(argv, timeout=10).stdout)
+    except HostError:
+        return Check(name, False, "not installed", remedy)
+    if found is None:
+        return Check(name, False, "its version cannot be read", remedy)
+    numbers = tuple(int(part) for part in found[1].split("."))
+    return Check(name, numbers >= least, found[1], "" if numbers >= least else remedy)
+
+
+def _sure(name: str, look: Callable[[], str], remedy: str) -> Check:
+    try:
+        return Check(name, True, look())
+    except OSError as error:
+        return Check(name, False, str(error), remedy)
+
+
+def _pidfd() -> str:
+    os.close(os.pidfd_open(os.getpid()))
+    return "works"
+
+
+def _proc() -> str:
+    Path("/proc/self/environ").read_bytes()
+    return "readable"
+
+
+def _writable(home: Path) -> Check:
+    nearest = next(place for place in (home, *home.parents) if place.exists())
+    fine = os.access(nearest, os.W_OK)
+    return Check(
+        "home", fine, str(home), "" if fine else f"{nearest} cannot be written: set NEXA_HOME to another folder"
+    )
+
+
+def _space(home: Path) -> Check:
+    nearest = next(place for place in (home, *home.parents) if place.exists())
+    free = shutil.disk_usage(nearest).free / _GIB
+    return Check("space", free >= 1, f"{free:.1f} GiB free", "" if free >= 1 else "free some: `nexa-infra clean`")

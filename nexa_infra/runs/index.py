@@ -1,0 +1,90 @@
+"""Which runs exist, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_infra.errors import RunNotFoundError
+from nexa_infra.runs.directory import RunDirectory
+from nexa_infra.runs.record import Run, read_run
+from nexa_infra.spec.fields import suggestion
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that is known here."""
+
+    id: str
+    directory: Path
+
+
+def register(home: Path, run: Run) -> None:
+    """Remember a run whose directory is not under `home`; the others are found where they are."""
+    if Path(run.directory).parent == home / "runs":
+        return
+    line = json.dumps({"id": run.id, "directory": run.directory}) + "\n"
+    descriptor = os.open(home / "index.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def known_runs(home: Path) -> list[Entry]:
+    """Return the runs that are known under `home`, newest first."""
+    found = {entry.id: entry for entry in _listed(home)}
+    runs = home / "runs"
+    if runs.is_dir():
+        for entry in os.scandir(runs):
+            if RunDirectory(Path(entry.path)).record.exists():
+                found[entry.name] = Entry(entry.name, Path(entry.path))
+    return sorted(found.values(), key=lambda entry: entry.id, reverse=True)
+
+
+def find_run(name: str, home: Path) -> Run:
+    """Find a run by its id, a part of it that only one run has, `latest`, or its directory's path.
+
+    Raises:
+        RunNotFoundError: none, or several, answer to it.
+    """
+    if "/" in name:
+        if RunDirectory(Path(name)).record.exists():
+            return read_run(Path(name))
+        raise RunNotFoundError(f"{name} is not a run directory: it has no run.json")
+    entries = known_runs(home)
+    if not entries:
+        raise RunNotFoundError(f"there are no runs under {home} yet: start one with `nexa-infra sweep FILE`")
+    if name == "latest":
+        return read_run(entries[0].directory)
+    exact = [entry for entry in entries if entry.id == name]
+    matching = exact or [entry for entry in entries if name in entry.id]
+    if not matching:
+        raise RunNotFoundError(
+            f"no run under {home} is called {name!r}{suggestion(name, [entry.id for entry in entries])}: "
+            f"the newest is {entries[0].id}; `nexa-infra status` lists them"
+        )
+    if len(matching) > 1:
+        told = ", ".join(entry.id for entry in matching[:5])
+        raise RunNotFoundError(
+            f"{name!r} fits {len(matching)} runs: say which of {told}{'…' if len(matching) > 5 else ''}"
+        )
+    return read_run(matching[0].directory)
+
+
+def _listed(home: Path) -> Iterator[Entry]:
+    try:
+        lines = (home / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            directory = Path(entry["directory"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a crash
+        if RunDirectory(directory).record.exists():
+            yield Entry(str(entry["id"]), directory)

@@ -1,0 +1,134 @@
+"""run.json and its types: what was asked, what it was priced at, which code ran, what was submitted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nexa_infra.errors import NexaError
+from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.spec.cluster import Cluster
+from nexa_infra.spec.run import SweepConfig, TrainingConfig
+
+Config = Annotated[SweepConfig | TrainingConfig, Field(discriminator="kind")]
+
+
+class Record(BaseModel):
+    """A frozen part of a run's record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Price(Record):
+    """What an hour of something costs, and who says so."""
+
+    item: str = Field(description="the GPU's type as the price book spells it, or `cpu`")
+    unit: Literal["gpu-hour", "core-hour"]
+    usd_per_hour: Decimal
+    provider: str
+    source: str
+    date: str = Field(description="the day that the price was read, ISO 8601")
+
+
+class Snapshot(Record):
+    """The code that a run executes: a copy named by its content, and where it came from."""
+
+    hash: str = Field(description="16 hex digits of the SHA-256 over every file's path, mode and content")
+    path: str = Field(description="where the copy is, on the host that runs it")
+    root: str = Field(description="what was copied, on the client")
+    files: int
+    size: int = Field(description="bytes")
+    commit: str | None = None
+    branch: str | None = None
+    dirty: bool = False
+    patch: str | None = Field(default=None, description="SHA-256 of `git diff HEAD`, where the tree is dirty")
+
+
+class Submission(Record):
+    """One array that was asked of the scheduler: an intent first, its answer added afterwards."""
+
+    number: int = Field(description="1, 2, … in the run")
+    token: str = Field(description="the job's name, `nexa-<run>-<number>`; it makes the submission unique")
+    trials: int = Field(description="how many trials the array runs")
+    array: str = Field(description="sbatch's --array, such as 0-11%2")
+    chunk: int = 0
+    chunks: int = 1
+    listed: str | None = Field(default=None, description="a file of `trial attempt` lines in the run directory")
+    created_at: datetime
+    job_id: str | None = Field(default=None, description="the scheduler's answer")
+
+
+class Run(Record):
+    """A run, as plain data: it travels between steps and processes, connections do not."""
+
+    id: str = Field(description="lower-case letters, digits and dashes: <date>-<time>-<name>-<4 hex>")
+    config: Config
+    config_file: str | None = Field(default=None, description="where the config was read from, on the client")
+    directory: str = Field(description="the run directory, absolute, on the host that runs it")
+    workdir: str = Field(description="what holds snapshots/ and, by default, runs/")
+    cluster: Cluster | None = Field(default=None, description="None is the local default")
+    price: Price
+    snapshot: Snapshot | None = Field(default=None, description="None until the code was brought over")
+    created_at: datetime
+    versions: dict[str, str] = Field(default={}, description="of nexa-infra and Python")
+    labels: dict[str, str] = Field(default={}, description="such as the flow run's id")
+
+    @property
+    def files(self) -> RunDirectory:
+        """Where the run's files are."""
+        return RunDirectory(Path(self.directory))
+
+    @property
+    def kind(self) -> Literal["sweep", "training"]:
+        """Whether it is a sweep or a training."""
+        return self.config.kind
+
+    @property
+    def trials(self) -> int:
+        """How many trials it has."""
+        return len(self.config.trials)
+
+
+def write_run(run: Run) -> None:
+    """Write run.json: the record is frozen from here on."""
+    write_atomically(run.files.record, run.model_dump_json(indent=2) + "\n")
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory's run.json.
+
+    Raises:
+        NexaError: it is missing, or is not a run's record.
+    """
+    record = RunDirectory(path).record
+    try:
+        return Run.model_validate_json(record.read_bytes())
+    except OSError as error:
+        raise NexaError(f"{record} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NexaError(f"{record} is not a run's record of this version: {where}: {first['msg']}") from error
+
+
+def write_submission(directory: RunDirectory, submission: Submission) -> None:
+    """Record a submission: its intent before it is asked for, its id once there is an answer."""
+    write_atomically(directory.submission(submission.number), submission.model_dump_json(indent=2) + "\n")
+
+
+def read_submissions(directory: RunDirectory) -> list[Submission]:
+    """Read a run's submissions, in order."""
+    found = (Submission.model_validate_json(path.read_bytes()) for path in directory.submissions.glob("*.json"))
+    return sorted(found, key=lambda submission: submission.number)
+
+
+def trials_of(directory: RunDirectory, submission: Submission) -> list[tuple[int, int]]:
+    """Return the trial and the attempt of each array task of a submission, in order."""
+    if submission.listed is None:
+        return [(task * submission.chunks + submission.chunk, 1) for task in range(submission.trials)]
+    lines = (directory.path / submission.listed).read_text().splitlines()
+    return [(int(trial), int(attempt)) for trial, attempt in (line.split() for line in lines)]

@@ -1,0 +1,260 @@
+"""Trials as a table: their states and seconds, from the status files; collecting adds metrics and USD."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.spec.fields import Value
+from nexa_infra.spec.launcher import written
+from nexa_infra.spec.sweep import SweepDefinition, trial_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TrialState = Literal[
+    "pending",  # it has not started, and may yet
+    "running",  # it has started and has not ended
+    "completed",  # its program ended with exit code 0
+    "failed",  # its program ended with another exit code, or by a signal of its own
+    "timeout",  # the walltime ended it
+    "out_of_memory",  # the kernel ended it for its memory
+    "node_fail",  # its node went away
+    "preempted",  # a job with a better claim took its place
+    "cancelled",  # a person ended it, or the run before it could start
+    "interrupted",  # its client or supervisor ended: not its own fault, `resume` runs it
+    "unknown",  # nobody could say
+]
+ENDED_BADLY: frozenset[TrialState] = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "preempted"})
+UNFINISHED: frozenset[TrialState] = frozenset({"pending", "running", "cancelled", "interrupted", "unknown"})
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a trial; times are seconds since the epoch."""
+
+    trial: int
+    number: int
+    started: float
+    node: str = ""
+    ended: float | None = None
+    exit_code: int | None = None
+    signal: str | None = None  # what the wrapper was sent and passed on: TERM, USR2, …
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran; 0 where its end was never seen."""
+        return max(0.0, self.ended - self.started) if self.ended is not None else 0.0
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """What the scheduler says of a trial's newest array task."""
+
+    attempt: int
+    state: str  # PENDING, RUNNING, or how it ended, as Slurm calls it
+    exit_code: int | None = None
+    ended: float | None = None  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a sweep and what became of it."""
+
+    index: int
+    hash: str
+    parameters: Mapping[str, Value]
+    state: TrialState = "pending"
+    attempts: tuple[Attempt, ...] = ()
+    usd: Decimal | None = None  # of all attempts; None until it is known
+    wasted_usd: Decimal | None = None  # of the attempts that did not complete
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the last attempt; 0 where there was none."""
+        return self.attempts[-1].number if self.attempts else 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the last attempt; 128 + N for signal N; None where its end was never seen."""
+        return self.attempts[-1].exit_code if self.attempts else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds over all attempts."""
+        return sum(attempt.seconds for attempt in self.attempts)
+
+
+def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
+    """Read every attempt from the status files: trial -> attempts, in order.
+
+    A line that a crash tore is left out: an attempt exists once its start line is whole.
+    """
+    found: dict[tuple[int, int], Attempt] = {}
+    for name in _names(directory.status):
+        for line in _whole_lines(directory.status / name):
+            words = line.split("\t")
+            try:
+                key = (int(words[1]), int(words[2]))
+                if words[0] == "start":
+                    found[key] = Attempt(*key, started=float(words[3]), node=words[4])
+                elif words[0] == "end" and key in found:
+                    found[key] = replace(
+                        found[key], ended=float(words[3]), exit_code=int(words[4]), signal=words[5] or None
+                    )
+            except (ValueError, IndexError):
+                continue
+    trials: dict[int, list[Attempt]] = {}
+    for (trial, _), attempt in sorted(found.items(), key=lambda item: item[0]):
+        trials.setdefault(trial, []).append(attempt)
+    return trials
+
+
+def _names(folder: Path) -> list[str]:
+    # os.listdir: a Path an entry would double the time of ten thousand.
+    return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
+
+
+_BY_SCHEDULER: dict[str, TrialState] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "TIMEOUT": "timeout",
+    "CANCELLED": "cancelled",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "NODE_FAIL": "node_fail",
+    "PREEMPTED": "preempted",
+    "FAILED": "failed",
+    "INTERRUPTED": "interrupted",
+}
+
+
+def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: bool) -> TrialState:
+    """Say how a trial stands: its own status lines first, the scheduler's word where they end.
+
+    A trial has completed when its status line says so, and never because it is missing.
+    """
+    last = attempts[-1] if attempts else None
+    said = _BY_SCHEDULER.get(task.state) if task else None
+    if last is None or (task is not None and task.attempt > last.number):
+        # The newest attempt has not started.
+        return "cancelled" if cancelled and said in {None, "pending"} else said or "pending"
+    if last.ended is None or last.signal == "KILL":
+        return said if said and said != "pending" else "interrupted"
+    if "TERM" in (last.signal or "").split():
+        return said if said in {"timeout", "cancelled", "preempted", "node_fail"} else "interrupted"
+    return "completed" if last.exit_code == 0 else "failed"
+
+
+def read_states(
+    directory: RunDirectory, count: int, tasks: Mapping[int, TaskState]
+) -> tuple[list[TrialState], dict[int, list[Attempt]]]:
+    """Return each trial's state, and the attempts of those that have started."""
+    attempts = read_attempts(directory)
+    for trial, task in tasks.items():
+        # A script that was killed could not write its end: the scheduler saw it.
+        last = attempts[trial][-1] if trial in attempts else None
+        if last and last.ended is None and task.ended and last.number == task.attempt:
+            attempts[trial][-1] = replace(last, ended=task.ended, exit_code=task.exit_code, signal="KILL")
+    cancelled = directory.cancelled.exists()
+    none: list[Attempt] = []
+    return [judge(attempts.get(i, none), tasks.get(i), cancelled=cancelled) for i in range(count)], attempts
+
+
+def read_trials(directory: RunDirectory, sweep: SweepDefinition, tasks: Mapping[int, TaskState]) -> Iterator[Trial]:
+    """Yield every trial with its parameters, state, attempts and metrics."""
+    states, attempts = read_states(directory, len(sweep), tasks)
+    for index, state in enumerate(states):
+        parameters = sweep.parameters_of(index)
+        tried = tuple(attempts.get(index, ()))
+        metrics = read_metrics(directory.metrics(index)) if tried else {}
+        yield Trial(index, trial_hash(parameters), parameters, state, tried, metrics=metrics)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a trial's metrics.json; names of nested objects are joined by dots.
+
+    Where the trial wrote none, or something other than a JSON object, there are none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(_flatten(data)) if isinstance(data, dict) else {}
+
+
+def _flatten(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _whole_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+FIXED_COLUMNS = ("index", "hash", "state", "exit_code", "attempt", "seconds", "usd")
+
+
+def write_results(path: Path, trials: Iterable[Trial]) -> None:
+    """Write results.csv: a row a trial; index, hash, parameters, state, exit code, attempt, seconds, USD, metrics.
+
+    A parameter named as one of the fixed columns becomes `parameters.NAME`, a metric named as
+    anything before it `metrics.NAME`.
+    """
+    rows = list(trials)
+    parameters = {name: _column(name, "parameters", FIXED_COLUMNS) for row in rows for name in row.parameters}
+    taken = (*FIXED_COLUMNS, *parameters.values())
+    metrics = {name: _column(name, "metrics", taken) for row in rows for name in row.metrics}
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow([*FIXED_COLUMNS[:2], *parameters.values(), *FIXED_COLUMNS[2:], *metrics.values()])
+    for row in rows:
+        table.writerow(
+            [
+                row.index,
+                row.hash,
+                *(_cell(row.parameters.get(name)) for name in parameters),
+                row.state,
+                _cell(row.exit_code),
+                row.attempt,
+                f"{row.seconds:.3f}",
+                "" if row.usd is None else f"{row.usd:.6f}",
+                *(_cell(row.metrics.get(name)) for name in metrics),
+            ]
+        )
+    write_atomically(path, stream.getvalue())
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Read results.csv as a data frame; hashes stay text."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype={"hash": "string"})
+
+
+def _column(name: str, group: str, taken: Iterable[str]) -> str:
+    return f"{group}.{name}" if name in taken else name
+
+
+def _cell(value: Value | float | list[Any]) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (str, bool)):
+        return written(value)
+    return json.dumps(value)

@@ -1,0 +1,290 @@
+"""The local default: the same array script, run here, under one supervisor."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_infra.errors import SubmitError
+from nexa_infra.runs.directory import RunDirectory
+from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
+from nexa_infra.runs.results import TaskState
+from nexa_infra.scheduling import supervisor
+from nexa_infra.scheduling.base import Queue
+from nexa_infra.spec.job import SlurmJob
+
+
+@dataclass
+class LocalScheduler:
+    """Runs arrays on this machine; they end when their client does.
+
+    `kill_wait` is the time between TERM and KILL, in seconds.
+    """
+
+    kill_wait: float = 3.0
+
+    def submit(self, run: Run, submission: Submission) -> str:
+        """Start a supervisor for the array; see `Scheduler.submit`."""
+        directory = run.files
+        sweep_up(directory)
+        job = run.config.job
+        gpus = visible_gpus()
+        arguments = [str(submission.chunk), str(submission.chunks), *([submission.listed] if submission.listed else [])]
+        order = {
+            "script": str(directory.script),
+            "arguments": arguments,
+            "environment": _environment(run, submission),
+            "tasks": submission.trials,
+            "parallel": parallelism(job, gpus),
+            "walltime": job.walltime.total_seconds() if job.walltime else None,
+            "kill_wait": self.kill_wait,
+            "gpus": gpus if len(gpus) >= job.gpus else [],
+            "gpus_per_task": job.gpus,
+            "cancelled": str(directory.cancelled),
+            "journal": str(_journal(directory, submission.number)),
+            "lock": str(_lock(directory)),
+            "log": str(directory.log),
+        }
+        client = os.pidfd_open(os.getpid())
+        try:
+            started = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervisor.__file__, str(client)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[client],
+                start_new_session=True,
+                cwd="/",
+                text=True,
+            )
+        finally:
+            os.close(client)
+        answer = _hand_over(started, order)
+        if "array" not in answer:
+            raise SubmitError(f"run {run.id} is already being run here by another client: wait for it, or cancel it")
+        _followed[run.id] = started
+        return str(answer["array"])
+
+    def poll(self, run: Run) -> Queue:
+        """Read the newest journal; see `Scheduler.poll`."""
+        directory = run.files
+        active = is_supervised(directory)
+        journals = _journals(directory)
+        if not journals:
+            return Queue(active)
+        return _read_journal(journals[-1], active)
+
+    def tasks(self, run: Run) -> dict[int, TaskState]:
+        """Say how each trial's newest array task stands; see `Scheduler.tasks`."""
+        directory = run.files
+        active = is_supervised(directory)
+        found: dict[int, TaskState] = {}
+        for submission in read_submissions(directory):
+            ends = _read_tasks(_journal(directory, submission.number), active)
+            for task, (trial, attempt) in enumerate(trials_of(directory, submission)):
+                if (said := ends.get(task)) is not None:
+                    found[trial] = TaskState(attempt, *said)
+        return found
+
+    def cancel(self, run: Run) -> None:
+        """Tell the supervisor to end its tasks, and wait for it; see `Scheduler.cancel`."""
+        directory = run.files
+        stop_supervisor(directory, patience=self.kill_wait + 3.0)
+        sweep_up(directory)
+        if (started := _followed.pop(run.id, None)) is not None:
+            started.wait()
+
+    def detach(self, run: Run) -> None:
+        """End the run: local trials end with their client; see `Scheduler.detach`."""
+        self.cancel(run)
+
+
+# The supervisors that this process started, kept so that they are reaped.
+_followed: dict[str, subprocess.Popen[str]] = {}
+
+
+def parallelism(job: SlurmJob, gpus: list[str]) -> int:
+    """Return how many trials run at once here: as the job says, else as many as cores and GPUs allow."""
+    at_once = job.array_parallelism or max(1, len(os.sched_getaffinity(0)) // job.cores)
+    if job.gpus and len(gpus) >= job.gpus:
+        at_once = min(at_once, len(gpus) // job.gpus)
+    return at_once
+
+
+def visible_gpus() -> list[str]:
+    """Return this machine's GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in chosen.split(",") if name]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def is_supervised(directory: RunDirectory) -> bool:
+    """Say whether a supervisor of the run lives: it holds a lock as long as it does."""
+    try:
+        with _lock(directory).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def stop_supervisor(directory: RunDirectory, *, patience: float) -> None:
+    """End the run's supervisor: TERM, then, after `patience` seconds, KILL."""
+    deadline = time.monotonic() + patience
+    number = signal.SIGTERM
+    while is_supervised(directory):
+        for pid in _holders(directory):
+            supervisor.send(pid, number)
+        while is_supervised(directory) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        deadline, number = time.monotonic() + 1.0, signal.SIGKILL
+
+
+def sweep_up(directory: RunDirectory) -> None:
+    """End what a killed supervisor left: processes that carry the run's directory in their environment."""
+    if is_supervised(directory):
+        return
+    mark = f"NEXA_RUN_DIR={directory.path}".encode()
+    while found := _marked(mark):
+        supervisor.kill(found)
+        time.sleep(0.02)
+
+
+def _marked(mark: bytes) -> list[int]:
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and mark in supervisor.environment_of(pid) and not _zombie(pid)]
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return True
+
+
+def _holders(directory: RunDirectory) -> list[int]:
+    """Return the processes that have the run's lock open and are supervisors."""
+    lock = _lock(directory)
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(supervisor.__file__) in words and any(
+                entry.readlink() == lock for entry in (path / "fd").iterdir()
+            ):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def _hand_over(started: subprocess.Popen[str], order: dict[str, Any]) -> dict[str, Any]:
+    """Send the order, and read the answer; the supervisor goes on without these pipes."""
+    stdin, stdout, stderr = started.stdin, started.stdout, started.stderr
+    if stdin is None or stdout is None or stderr is None:
+        raise SubmitError("the supervisor has no pipes")
+    try:
+        with stdin:
+            json.dump(order, stdin)
+        line = stdout.readline()
+        if not line:
+            raise SubmitError(f"the supervisor could not start: {stderr.read()[-2000:].strip()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+    except BrokenPipeError as error:
+        raise SubmitError(f"the supervisor could not start: {stderr.read()[-2000:].strip()}") from error
+    finally:
+        stdout.close()
+        stderr.close()
+
+
+def _environment(run: Run, submission: Submission) -> dict[str, str]:
+    """Return the environment of every task: the client's own, and what Slurm would set."""
+    job = run.config.job
+    node = socket.gethostname()
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    last = submission.trials - 1
+    slurm = {
+        "JOB_NAME": submission.token,
+        "ARRAY_TASK_COUNT": submission.trials,
+        "ARRAY_TASK_MIN": 0,
+        "ARRAY_TASK_MAX": last,
+        "JOB_NODELIST": node,
+        "NODELIST": node,
+        "JOB_NUM_NODES": 1,
+        "NNODES": 1,
+        "NODEID": 0,
+        "NTASKS": job.ntasks_per_node,
+        "PROCID": 0,
+        "LOCALID": 0,
+        "CPUS_PER_TASK": job.cpus_per_task,
+        "CPUS_ON_NODE": job.cores,
+        "SUBMIT_DIR": run.directory,
+        "SUBMIT_HOST": node,
+    }
+    return {
+        **inherited,
+        "PATH": path,
+        **{f"SLURM_{name}": str(value) for name, value in slurm.items()},
+        "SLURMD_NODENAME": node,
+        "NEXA_SCHEDULER": "local",
+        "NEXA_RUN_DIR": run.directory,
+    }
+
+
+def _lock(directory: RunDirectory) -> Path:
+    return directory.submissions / "supervisor.lock"
+
+
+def _journal(directory: RunDirectory, number: int) -> Path:
+    return directory.submissions / f"{number}.journal"
+
+
+def _journals(directory: RunDirectory) -> list[Path]:
+    found = directory.submissions.glob("*.journal")
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def _read_tasks(path: Path, active: bool) -> dict[int, tuple[str, int | None, float | None]]:
+    """Return each task's state, exit code and end; what an ended supervisor left open was interrupted."""
+    found: dict[int, tuple[str, int | None, float | None]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        words = line.split("\t")
+        match words[0]:
+            case "array":
+                found = dict.fromkeys(range(int(words[2])), ("PENDING", None, None))
+            case "start":
+                found[int(words[1])] = ("RUNNING" if active else "INTERRUPTED", None, None)
+            case "end":
+                found[int(words[1])] = (words[2], int(words[3]), float(words[4]))
+    return found
+
+
+def _read_journal(path: Path, active: bool) -> Queue:
+    tasks = started = 0
+    ended: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        words = line.split("\t")
+        match words[0]:
+            case "array":
+                tasks = int(words[2])
+            case "start":
+                started += 1
+            case "end":
+                ended[words[2]] = ended.get(words[2], 0) + 1
+    over = sum(ended.values())
+    return Queue(active, pending=tasks - started, running=started - over if active else 0, ended=ended)

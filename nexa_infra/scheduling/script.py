@@ -1,0 +1,213 @@
+"""The job array script: one text for the whole sweep, however many trials it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+from nexa_infra.hosts.shell import join, quote, quote_line, quote_path
+from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.spec.launcher import Launcher, argument, pieces, placeholders, written
+from nexa_infra.spec.sweep import Point
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from nexa_infra.spec.job import Setup, SlurmJob
+    from nexa_infra.spec.run import SweepConfig, TrainingConfig
+
+# A longer axis goes to a file of its own: bash reads the whole script for every trial.
+MOST_POINTS_INLINE = 256
+SURVIVORS = "tables/survivors"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A rendered script, and the tables that stand beside it in the run directory.
+
+    `tables` maps a path in the run directory to its lines, made as they are asked for.
+    """
+
+    text: str
+    tables: dict[str, Callable[[], Iterator[str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis, as the template shows it."""
+
+    title: str
+    size: int
+    points: tuple[str, ...] = ()
+    table: str | None = None
+
+
+def render_script(
+    config: SweepConfig | TrainingConfig,
+    *,
+    run_id: str,
+    run_dir: str,
+    partition: str | None = None,
+    account: str | None = None,
+) -> Script:
+    """Render a run's array script; `run_dir` is the run directory's absolute path on its host.
+
+    `partition` and `account` stand in where the job names none.
+    """
+    sweep, launcher, job = config.trials, config.launcher, config.job
+    template = launcher.template(sweep.base_args)
+    placed = sorted(placeholders(template))
+    encode = _Encoder(launcher, {name: number for number, name in enumerate(placed)})
+    axes = []
+    tables: dict[str, Callable[[], Iterator[str]]] = {}
+    for number, axis in enumerate(sweep.axes):
+        names = ", ".join(dict.fromkeys(name for point in axis for name, _ in point)) or "no parameter"
+        if len(axis) > MOST_POINTS_INLINE:
+            table = f"tables/axis-{number}"
+            tables[table] = lambda axis=axis: (encode.point(point) for point in axis)  # type: ignore[misc]
+            axes.append(_Axis(names, len(axis), table=table))
+        else:
+            axes.append(_Axis(names, len(axis), tuple(encode.point(point) for point in axis)))
+    if sweep.survivors is not None:
+        survivors = sweep.survivors
+        tables[SURVIVORS] = lambda: (str(index) for index in survivors)
+    count = len(sweep)
+    text = _template().render(
+        options=tuple(sbatch_options(job, partition=partition, account=account)),
+        title=f"{job.name}: {count:,} {'trials' if count > 1 else 'trial'}, run {run_id}",
+        array=array_spec(count, job.array_parallelism),
+        run_id=run_id,
+        run_dir=run_dir,
+        trials=count,
+        axes=axes,
+        survivors=SURVIVORS if sweep.survivors is not None else None,
+        placed=placed,
+        held=[encode.point(((name, value),)) for name, value in sweep.overrides.items()],
+        template=" ".join(encode.word(word) for word in template),
+        env=tuple({**job.env, **sweep.env}.items()),
+        env_file=job.env_file,
+        setup=tuple(setup_lines(job.setup)),
+        threads=job.cpus_per_task if "cpus_per_task" in job.model_fields_set else None,
+    )
+    return Script(text, tables)
+
+
+def array_spec(count: int, parallelism: int | None) -> str:
+    """Return sbatch's `--array` for trials 0 to count - 1."""
+    return f"0-{count - 1}" + (f"%{parallelism}" if parallelism else "")
+
+
+def sbatch_options(job: SlurmJob, *, partition: str | None = None, account: str | None = None) -> Iterator[str]:
+    """Yield the `#SBATCH` options of a job; those that hold a path go to sbatch as arguments instead."""
+    values: list[tuple[str, object]] = [
+        ("job-name", job.name),
+        ("partition", job.partition or partition),
+        ("account", job.account or account),
+        ("qos", job.qos),
+        ("time", job.time),
+        ("nodes", job.nodes),
+        ("ntasks-per-node", job.ntasks_per_node),
+        ("cpus-per-task", job.cpus_per_task),
+        ("gpus-per-node", _gpus(job)),
+        ("mem", job.memory),
+        ("constraint", job.constraint),
+        ("gres", job.gres),
+        ("nodelist", job.nodelist),
+        ("exclude", job.exclude),
+        ("reservation", job.reservation),
+        ("dependency", job.dependency),
+        ("mail-type", job.mail_type),
+        ("mail-user", job.mail_user),
+        *job.extra.items(),
+    ]
+    for name, value in values:
+        if value is True:
+            yield f"--{name}"
+        elif value is not None and value is not False:
+            yield f"--{name}={_sbatch_quote(str(value))}"
+
+
+def setup_lines(setup: Setup) -> Iterator[str]:
+    """Yield the lines of bash that make a trial's environment; each stops the trial where it fails."""
+    if setup.modules:
+        yield "if ! type module >/dev/null 2>&1; then"
+        yield "  for nexa_init in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /usr/share/lmod/lmod/init/bash; do"
+        yield '    [[ -r $nexa_init ]] && . "$nexa_init" && break'
+        yield "  done"
+        yield "fi"
+        yield f"module load {join(setup.modules)} || return"
+    if setup.conda is not None:
+        yield 'eval "$(conda shell.bash hook)" || return'
+        yield f"conda activate {quote(setup.conda)} || return"
+    if setup.venv is not None:
+        yield f". {quote_path(setup.venv.rstrip('/') + '/bin/activate')} || return"
+    if setup.uv is not None:
+        yield f". {quote_path(setup.uv.rstrip('/') + '/.venv/bin/activate')} || return"
+    yield from setup.lines
+
+
+class _Encoder:
+    """Writes parameters as bash that fills `args`, or the variable of a placeholder."""
+
+    def __init__(self, launcher: Launcher, placed: dict[str, int]) -> None:
+        self._style = launcher.argument_style
+        self._placed = placed
+
+    def point(self, point: Point) -> str:
+        """Return one line that sets what a point sets."""
+        words: list[str] = []
+        lines: list[str] = []
+        for name, value in point:
+            if name in self._placed:
+                lines.append(f"nexa_value_{self._placed[name]}={quote_line(written(value))}")
+            else:
+                words.extend(argument(name, value, self._style))
+        if words:
+            lines.append(f"nexa_args+=({' '.join(quote_line(word) for word in words)})")
+        return " ".join(lines) or ":"
+
+    def word(self, word: str) -> str:
+        """Return a word of the template, its placeholders as variables."""
+        parts = [f'"$nexa_value_{self._placed[text]}"' if name else quote_line(text) for text, name in pieces(word)]
+        return "".join(parts) or "''"
+
+
+def _gpus(job: SlurmJob) -> str | None:
+    """Return `--gpus-per-node`; the type is the site's name for it, so only `gres` and `extra` carry one."""
+    return str(job.gpus_per_node) if job.gpus_per_node else None
+
+
+def _sbatch_quote(value: str) -> str:
+    """Quote a value of an `#SBATCH` line, which sbatch splits at spaces and cuts at `#`."""
+    if not value or any(character in " \t#'\"\\" for character in value):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nexa_infra.scheduling"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - a shell script; quoting is the filters' work
+    )
+    environment.filters["quote"] = quote
+    environment.filters["quote_line"] = quote_line
+    environment.filters["quote_path"] = quote_path
+    return environment.get_template("job.sbatch.j2")
+
+
+def write_script(directory: RunDirectory, script: Script) -> None:
+    """Write a script and its tables into a run directory."""
+    write_atomically(directory.script, script.text, mode=0o700)
+    for name, lines in script.tables.items():
+        path = directory.path / name
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, "".join(f"{line}\n" for line in lines()))

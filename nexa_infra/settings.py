@@ -1,0 +1,27 @@
+"""Defaults from the environment (NEXA_*) and from .env."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What may be set for a machine or a project; each name is NEXA_ and the field's, in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="NEXA_", env_file=".env", extra="ignore")
+
+    home: Path = Field(default=Path(".nexa"), description="the local default's workdir: runs/, snapshots/")
+    price_book: Path | None = Field(default=None, description="a price book in place of the bundled one, CSV")
+    price_provider: str | None = Field(default=None, description="whose prices to prefer, as the price book has it")
+    kill_wait: float = Field(default=3.0, ge=0, description="seconds between TERM and KILL on the local default")
+    poll_seconds: float = Field(default=0.2, gt=0, description="time between two looks at a local run")
+
+
+@cache
+def settings() -> Settings:
+    """Read the settings, once a process."""
+    return Settings()

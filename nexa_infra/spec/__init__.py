@@ -1,0 +1,1 @@
+"""What was asked: a config file, checked, as frozen models."""

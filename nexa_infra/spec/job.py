@@ -1,0 +1,199 @@
+"""The job that each array task asks Slurm for."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from nexa_infra.spec.fields import (
+    Boolean,
+    Count,
+    KeyPath,
+    Line,
+    Lines,
+    Misfit,
+    Spec,
+    Usd,
+    Variables,
+    WholeNumber,
+    kind_of,
+    one_line,
+    shown,
+)
+from nexa_infra.spec.walltime import parse_walltime
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_GPU_GRES = re.compile(r"(?:gres/)?gpu(?::(?P<type>[A-Za-z][\w.-]*))?(?:[:=](?P<count>\d+))?")
+
+# Options that the run sets by itself, and what to write instead of those that have a key of their own.
+_OWNED = {
+    "array": "the run makes its own arrays; job.array_parallelism sets how many run at once",
+    "output": "the run keeps one log a trial",
+    "error": "the run keeps one log a trial",
+    "open-mode": "the run keeps one log a trial",
+    "parsable": "the run reads sbatch's answer itself",
+    "wrap": "the run makes its own script",
+    "chdir": "trials start in the snapshot of the code",
+    "export": "job.env holds variables",
+    "test-only": "submit=False is the preview",
+    "wait": "the run is followed by its client",
+    "requeue": "retry: says what is run again",
+    "job-name": "use job.name",
+    "gpus-per-node": "use job.gpus_per_node",
+    "ntasks-per-node": "use job.ntasks_per_node",
+    "cpus-per-task": "use job.cpus_per_task",
+    "mem": "use job.memory",
+    "mail-type": "use job.mail_type",
+    "mail-user": "use job.mail_user",
+}
+_KEYS = ("partition", "account", "qos", "time", "nodes", "constraint", "gres", "nodelist", "exclude", "reservation",
+         "dependency")  # fmt: skip
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is no job name: use letters, digits, '.', '_' and '-', the first a letter or a digit"
+        )
+    if len(text) > 64:
+        raise ValueError(f"{shown(text)} is too long for a job name: keep it to 64 characters")
+    return text
+
+
+def _switch(value: object) -> object:
+    if isinstance(value, Boolean):
+        return value.value
+    if isinstance(value, str) and value:
+        return one_line(value)
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise ValueError(f"an option's value is text, or true for an option without one, not {kind_of(value)}")
+
+
+class Setup(Spec):
+    """What makes a trial's environment, in this order: modules, conda, venv, uv, lines."""
+
+    modules: Lines = Field(default=(), description="environment modules to load")
+    conda: Line | None = Field(default=None, description="a conda environment's name or path, activated")
+    venv: Line | None = Field(default=None, description="a virtual environment's directory, activated")
+    uv: Line | None = Field(default=None, description="a uv project's directory, whose .venv is used")
+    lines: Lines = Field(default=(), description="lines of bash, run as they are")
+
+
+class SlurmJob(Spec):
+    """One array task's resources and policy, by the names that sbatch(1) has for them."""
+
+    name: Annotated[Line, AfterValidator(_name)] = Field(default="nexa", description="the job's name")
+    partition: Line | None = Field(default=None, description="sbatch --partition")
+    account: Line | None = Field(default=None, description="sbatch --account")
+    qos: Line | None = Field(default=None, description="sbatch --qos")
+    time: Line = Field(default="01:00:00", description="walltime of one trial: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S")
+    nodes: Count = Field(default=1, description="nodes a trial")
+    ntasks_per_node: Count = Field(default=1, description="tasks a node")
+    gpus_per_node: WholeNumber = Field(default=0, description="GPUs a node")
+    gpu_type: Line | None = Field(default=None, description="the GPU's type, as the price book knows it")
+    cpus_per_task: Count = Field(default=1, description="cores a task")
+    memory: Line | None = Field(default=None, description="memory a node: 16G, 512M, 0 for all of it")
+    constraint: Line | None = Field(default=None, description="sbatch --constraint")
+    gres: Line | None = Field(default=None, description="sbatch --gres, where gpus_per_node does not say it")
+    nodelist: Line | None = Field(default=None, description="sbatch --nodelist")
+    exclude: Line | None = Field(default=None, description="sbatch --exclude")
+    reservation: Line | None = Field(default=None, description="sbatch --reservation")
+    dependency: Line | None = Field(default=None, description="sbatch --dependency")
+    mail_type: Line | None = Field(default=None, description="sbatch --mail-type")
+    mail_user: Line | None = Field(default=None, description="sbatch --mail-user")
+    array_parallelism: Count | None = Field(default=None, description="trials that run at once; unset, as many as fit")
+    output_dir: Line | None = Field(
+        default=None, description="where run directories are made; unset, the workdir's runs/"
+    )
+    setup: Setup = Field(default=Setup(), description="what makes the environment of a trial")
+    env: Variables = Field(default={}, description="plain environment variables; secrets belong in env_file")
+    env_file: Line | None = Field(default=None, description="a file of NAME=VALUE lines on the cluster, mode 0600")
+    cost_per_gpu_hour: Usd | None = Field(default=None, description="USD a GPU-hour, in place of the price book's")
+    cost_per_core_hour: Usd | None = Field(default=None, description="USD a core-hour of a job without GPUs")
+    extra: Annotated[
+        dict[str, Annotated[str | bool, BeforeValidator(_switch)]],
+        Field(description="any other sbatch option: name: value, or name: true"),
+    ] = {}
+
+    @field_validator("time")
+    @classmethod
+    def _time(cls, text: str) -> str:
+        parse_walltime(text)
+        return text
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"[0-9]+[KMGTkmgt]?[Bb]?", text):
+            raise ValueError(f"{shown(text)} is no amount of memory: write 16G, 512M, or 0 for all of a node's")
+        return text
+
+    @field_validator("extra")
+    @classmethod
+    def _extra(cls, options: dict[str, str | bool]) -> dict[str, str | bool]:
+        wrong: list[tuple[KeyPath, str]] = []
+        for option in options:
+            word = option.lstrip("-").replace("_", "-")
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", word):
+                wrong.append(((option,), "is no sbatch option: write its long name in small letters, such as licenses"))
+            elif word in _OWNED:
+                wrong.append(((option,), f"cannot be set here: {_OWNED[word]}"))
+            elif word in _KEYS:
+                wrong.append(((option,), f"has a key of its own: use job.{word}"))
+            elif word != option:
+                wrong.append(((option,), f"write the option without dashes in front and with '-' inside: {word}"))
+        if wrong:
+            raise Misfit(*wrong)
+        return options
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong: list[tuple[KeyPath, str]] = []
+        gres = self.gres if self.gres is not None and "gpu" in self.gres else None
+        if gres is not None and self.gpus_per_node:
+            told = f"{gres} and gpus_per_node: {self.gpus_per_node} both ask for GPUs: keep one of the two"
+            wrong.append((("gres",), told))
+        found = _GPU_GRES.search(gres) if gres is not None else None
+        if found and found["type"] and self.gpu_type and found["type"].lower() != self.gpu_type.lower():
+            wrong.append((("gpu_type",), f"is {self.gpu_type}, but gres asks for {found['type']}: keep one of the two"))
+        if self.gpu_type is not None and not self.gpus:
+            wrong.append((("gpu_type",), f"is {self.gpu_type}, but no GPU is asked for: set gpus_per_node"))
+        if self.cost_per_gpu_hour is not None and not self.gpus:
+            wrong.append((("cost_per_gpu_hour",), "is set, but no GPU is asked for: set gpus_per_node"))
+        if self.cost_per_core_hour is not None and self.gpus:
+            wrong.append((("cost_per_core_hour",), "prices jobs without GPUs: use cost_per_gpu_hour"))
+        if self.mail_user is not None and self.mail_type is None:
+            wrong.append((("mail_user",), "is set without mail_type: say when to write, such as mail_type: END,FAIL"))
+        if wrong:
+            raise Misfit(*wrong)
+        return self
+
+    @property
+    def walltime(self) -> timedelta | None:
+        """The limit of one trial; `None` is no limit."""
+        return parse_walltime(self.time)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs a node, from `gpus_per_node` or from `gres`."""
+        if self.gpus_per_node or self.gres is None:
+            return self.gpus_per_node
+        found = [match for part in self.gres.split(",") if (match := _GPU_GRES.fullmatch(part.strip()))]
+        return sum(int(match["count"] or 1) for match in found)
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's type, from `gpu_type` or from `gres`."""
+        if self.gpu_type is not None or self.gres is None:
+            return self.gpu_type
+        found = _GPU_GRES.search(self.gres)
+        return found["type"] if found else None
+
+    @property
+    def cores(self) -> int:
+        """Cores a node that are asked for."""
+        return self.ntasks_per_node * self.cpus_per_task

@@ -1,0 +1,133 @@
+"""One trial's argv: the launcher, the arguments that stay, and the trial's own values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from nexa_infra.spec.fields import KeyPath, Line, Misfit, Spec, Value, Words, suggestion
+
+ArgumentStyle = Literal["--name value", "--name=value", "name=value"]
+
+# `{name}` is filled with a trial's value; `{{name}}` is the text `{name}`.
+PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][\w./+-]*)\}\}|\{([A-Za-z_][\w./+-]*)\}")
+
+
+class Launcher(Spec):
+    """How a trial's program is started."""
+
+    type: Literal["python", "torchrun", "command"] = Field(default="python", description="what starts the program")
+    script: Line | None = Field(default=None, description="a script, from the top of the code or beside the config")
+    module: Line | None = Field(default=None, description="a module, as python -m takes it, in place of a script")
+    command: Words = Field(default=(), description="the program and its first arguments, for type: command")
+    extra_args: Words = Field(default=(), description="arguments of python or torchrun itself, before the script")
+    python: Line = Field(default="python3", description="the interpreter, for type: python")
+    argument_style: ArgumentStyle = Field(default="--name value", description="how a parameter is written in argv")
+
+    @model_validator(mode="after")
+    def _one_program(self) -> Self:
+        wrong = list(self._wrong_for_command() if self.type == "command" else self._wrong_for_python())
+        if wrong:
+            raise Misfit(*wrong)
+        return self
+
+    def _wrong_for_command(self) -> Iterator[tuple[KeyPath, str]]:
+        for key in ("script", "module", "extra_args"):
+            if getattr(self, key):
+                yield (key,), "goes with type: python or torchrun: put all of it in command, or change type"
+        if not self.command:
+            yield ("command",), "is missing: type: command needs the program to run, such as [./run.sh, --fast]"
+        elif not self.command[0]:
+            yield ("command", 0), "is empty: the first word is the program to run"
+
+    def _wrong_for_python(self) -> Iterator[tuple[KeyPath, str]]:
+        if self.command:
+            yield ("command",), f"goes with type: command, but type is {self.type}: write type: command"
+        elif self.script and self.module:
+            yield ("module",), f"stands beside script: {self.script}: keep one of the two"
+        elif not self.script and not self.module:
+            yield (), f"type: {self.type} needs a program: add script: train.py, or module: package.train"
+
+    def template(self, base_args: Iterable[str]) -> tuple[str, ...]:
+        """Return the words of argv before a trial's own, placeholders unfilled."""
+        match self.type:
+            case "command":
+                start: tuple[str, ...] = self.command
+            case "python":
+                start = (self.python, *self.extra_args)
+            case "torchrun":
+                start = ("torchrun", *self.extra_args)
+        program = ("-m", self.module) if self.module else (self.script,) if self.script else ()
+        return (*start, *program, *base_args)
+
+    def argv(self, base_args: Iterable[str], parameters: Mapping[str, Value]) -> list[str]:
+        """Return one trial's argv.
+
+        A parameter that a placeholder names goes there; the others follow the template, in their
+        order, in the launcher's argument style.
+        """
+        template = self.template(base_args)
+        placed = placeholders(template)
+        words = [fill(word, parameters) for word in template]
+        for name, value in parameters.items():
+            if name not in placed:
+                words.extend(argument(name, value, self.argument_style))
+        return words
+
+
+def placeholders(words: Iterable[str]) -> frozenset[str]:
+    """Return the names that `{name}` placeholders in `words` ask for."""
+    return frozenset(found[2] for word in words for found in PLACEHOLDER.finditer(word) if found[2])
+
+
+def pieces(word: str) -> list[tuple[str, bool]]:
+    """Split a word into texts and placeholder names: `[(text, False), (name, True), …]`."""
+    parts: list[tuple[str, bool]] = []
+    last = 0
+    for found in PLACEHOLDER.finditer(word):
+        literal, name = found.groups()
+        parts.append((word[last : found.start()] + (f"{{{literal}}}" if literal else ""), False))
+        if name:
+            parts.append((name, True))
+        last = found.end()
+    parts.append((word[last:], False))
+    return [(text, is_name) for text, is_name in parts if text]
+
+
+def fill(word: str, parameters: Mapping[str, Value]) -> str:
+    """Fill a word's placeholders."""
+    return "".join(written(parameters[text]) if is_name else text for text, is_name in pieces(word))
+
+
+def written(value: Value) -> str:
+    """Return a value as the text that a placeholder or `name=value` shows."""
+    return value if isinstance(value, str) else "null" if value is None else str(value).lower()
+
+
+def argument(name: str, value: Value, style: ArgumentStyle) -> list[str]:
+    """Return the words that pass one parameter; none for null.
+
+    A boolean is `--name` or `--no-name`, and `name=true` in the style that has no dashes.
+    """
+    if value is None:
+        return []
+    if style == "name=value":
+        return [f"{name}={written(value)}"]
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}={value}"] if style == "--name=value" else [f"--{name}", value]
+
+
+def unfilled(words: Iterable[str], names: Iterable[str]) -> str | None:
+    """Say which placeholder no parameter fills, and what to do; `None` if all are filled."""
+    known = list(names)
+    for name in sorted(placeholders(words)):
+        if name not in known:
+            return (
+                f"the placeholder {{{name}}} is filled by no parameter{suggestion(name, known)}: "
+                f"add it to the sweep, or write {{{{{name}}}}} for the text itself"
+            )
+    return None

@@ -1,0 +1,11 @@
+"""One step of the road each, as a Prefect task: what Prefect adds is logs, progress and artifacts."""
+
+from nexa_infra.tasks.collect import collect
+from nexa_infra.tasks.estimate import estimate_cost
+from nexa_infra.tasks.render import render_slurm_array
+from nexa_infra.tasks.report import cost_report
+from nexa_infra.tasks.submit import sbatch_submit
+from nexa_infra.tasks.sync import sync
+from nexa_infra.tasks.watch import watch
+
+__all__ = ["collect", "cost_report", "estimate_cost", "render_slurm_array", "sbatch_submit", "sync", "watch"]
