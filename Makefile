@@ -1,7 +1,7 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run up down test lint format bench clean
+.PHONY: help install run up down test lint format screenshots bench clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
@@ -14,7 +14,7 @@ LOCAL = $(or $(PYTHON),$(error no Python 3.11 or newer was found: install one, o
 BIN := .venv/bin
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: ## make .venv, with what the tests need
 	@$(LOCAL) install --dev
@@ -40,6 +40,9 @@ lint: install ## ruff, mypy and the import contract
 format: install ## put the code into ruff's shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+screenshots: install ## take the README's pictures again, from Prefect's UI
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/ui/test_run_form.py --screenshots docs/images
 
 bench: install ## measure, against raw tools and peers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks

@@ -16,6 +16,11 @@ from nexa_infra.settings import settings
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say where screenshots go that are to be kept."""
+    parser.addoption("--screenshots", metavar="DIR", help="keep the screenshots of the UI tests in this folder")
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep a person's NEXA_* variables, and an earlier test's, out of every test."""

@@ -53,10 +53,9 @@ def launch_slurm_sweep(
         raise ConfigError(Problem("config", "give a config file, or the run to resume"))
     else:
         run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
-        if not submit:
-            return preview_batch(run, steps.estimate_cost(run))
-    if run.kind != "sweep":
-        raise ConfigError(Problem("", f"run {run.id} is a training: use launch_training_job", file=run.config_file))
+    _expect(run, "sweep", "a training: use launch_training_job, or `nexa-infra train`")
+    if not submit and resume is None:
+        return preview_batch(run, steps.estimate_cost(run))
     return _drive(run, tell)
 
 
@@ -83,8 +82,7 @@ def launch_training_job(
         run = steps.plan(
             config_path, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd, distributed=distributed
         )
-    if run.kind != "training":
-        raise ConfigError(Problem("", f"run {run.id} is a sweep: use launch_slurm_sweep", file=run.config_file))
+    _expect(run, "training", "a sweep: use launch_slurm_sweep, or `nexa-infra sweep`")
     _drive(run, tell)
     return write_artifact(run)
 
@@ -128,6 +126,11 @@ async def reported(run: Run) -> AsyncIterator[None]:
 def write_report(run: Run) -> CostReport:
     """Collect a run's results as they stand, and write its report."""
     return steps.report(run, steps.collect(run))
+
+
+def _expect(run: Run, kind: str, otherwise: str) -> None:
+    if run.kind != kind:
+        raise ConfigError(Problem("", f"this is {otherwise}", file=run.config_file or "config"))
 
 
 def _drive(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:

@@ -43,7 +43,8 @@ async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGener
     """
     policy = policy_of(run)
     started = time.monotonic()
-    seen: object = None
+    seen: Queue | None = None
+    told: Counter[str] = Counter()
     try:
         while True:
             looked = time.monotonic()
@@ -52,7 +53,9 @@ async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGener
             if queue != seen or not queue.active:
                 seen = queue
                 state = await asyncio.to_thread(read_state, run, scheduler, queue)
-                yield Poll(run.trials, Counter(state.states), time.monotonic() - started)
+                if (counts := Counter(state.states)) != told:
+                    told = counts
+                    yield Poll(run.trials, counts, time.monotonic() - started)
                 action = decide(state, policy)
             match action:
                 case Submit(trials):

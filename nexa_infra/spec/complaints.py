@@ -44,6 +44,13 @@ _MISSING = {
     "metric": "is missing: name the key of metrics.json that says which trial is best, such as metric: accuracy",
 }
 
+# Where a section that cannot be left out is empty: what to write.
+_EMPTY = {
+    "launcher": "is empty: say how a trial's program is started, such as launcher: {script: train.py}",
+    "sweep": "is empty: say what varies, such as sweep: {parameters: {lr: [1e-3, 1e-4]}}",
+    "training": "is empty: write training: {} for a run without arguments, or give it keys",
+}
+
 
 def findings_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Finding]:
     """Yield every complaint of a config that failed against the model `root`."""
@@ -55,7 +62,7 @@ def findings_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Findi
         if isinstance(cause, Misfit):
             yield from (Finding((*path, *below), message) for below, message in cause.complaints)
         else:
-            yield Finding(path, _message(detail, path, root))
+            yield Finding(path, _message(detail, path, root), kind=detail["type"])
 
 
 def unknown_key(path: KeyPath, root: type[BaseModel]) -> str:
@@ -65,6 +72,8 @@ def unknown_key(path: KeyPath, root: type[BaseModel]) -> str:
     model = model_at(root, parent)
     known = _keys(model) if model else []
     every = list(_every_key(root))
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+        return f"there is no such key (did you mean '{close[0]}'?)"
     if homes := [".".join(home) + ":" if home else "the top level" for home, name in every if name == key]:
         return f"there is no such key here: it belongs under {_either(homes)}"
     if also := _ALSO_KNOWN.get(key.lower().replace("-", "_")):
@@ -95,6 +104,8 @@ def _message(detail: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
             return unknown_key(path, root)
         case "missing":
             return _MISSING.get(str(path[-1]), "is missing")
+        case "value_error" if path[:2] == ("training", "parameters") and isinstance(value, (list, tuple)):
+            return "a training has one value for each parameter: write sweep: in place of training: to try several"
         case "value_error":
             return str(context["error"])
         case "greater_than_equal":
@@ -103,6 +114,10 @@ def _message(detail: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
             return f"must be more than {context['gt']}, not {value}"
         case "string_too_short":
             return "is an empty text: give it a value, or remove it"
+        case "dict_type":
+            if value is None and path and isinstance(path[-1], str):
+                return "is empty: give it keys, or remove it"
+            return f"a mapping is meant here, not {kind_of(value)}: write {{name: value}}"
         case _ if value is None:
             return _null(path, root)
         case "literal_error":
@@ -117,8 +132,6 @@ def _message(detail: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
             return f"one value is meant here, not {kind_of(value)}"
         case "model_type" | "model_attributes_type":
             return f"a mapping of keys is meant here, not {kind_of(value)}: {_keys_of(path, root)}"
-        case "dict_type":
-            return f"a mapping is meant here, not {kind_of(value)}: write {{name: value}}"
         case _:
             return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}; it is {kind_of(value)}"
 
@@ -141,6 +154,8 @@ def _not_one_of(expected: str, value: object) -> str:
 
 def _null(path: KeyPath, root: type[BaseModel]) -> str:
     """Say what to do about a null: a section left empty, or a value that is not there."""
+    if len(path) == 1 and path[0] in _EMPTY:
+        return _EMPTY[str(path[0])]
     if model_at(root, path) is not None:
         return "is empty: give it keys, or remove it"
     if path and isinstance(path[-1], int):

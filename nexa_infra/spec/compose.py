@@ -42,7 +42,7 @@ _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U0001
 Place = int | str
 
 
-class Mapping(dict[str, Any]):
+class PlacedDict(dict[str, Any]):
     """A mapping that knows where each of its keys stands."""
 
     __slots__ = ("places",)
@@ -52,7 +52,7 @@ class Mapping(dict[str, Any]):
         self.places: dict[str, Place] = {}
 
 
-class Sequence(list[Any]):
+class PlacedList(list[Any]):
     """A list that knows where each of its items stands."""
 
     __slots__ = ("places",)
@@ -69,6 +69,7 @@ class Finding:
     path: KeyPath
     message: str
     place: Place | None = None
+    kind: str = ""  # pydantic's name for it, where it is pydantic's
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _c_events(text: str) -> Iterator[Any]:
 class _Open:
     """A mapping or list whose end is not reached."""
 
-    container: Mapping | Sequence
+    container: PlacedDict | PlacedList
     anchor: str | None
     line: int
     before: int  # values counted before it
@@ -176,7 +177,7 @@ class _Composer:
     def _scalar(self, event: Any, line: int) -> None:
         text, plain = event.value, not event.style
         top = self.stack[-1] if self.stack else None
-        if top and isinstance(top.container, Mapping) and not top.waiting:
+        if top and isinstance(top.container, PlacedDict) and not top.waiting:
             self._key(top, text, plain, line, event.ctag)
             if event.anchor is not None:
                 self.anchors[event.anchor] = (text, 1)
@@ -224,19 +225,19 @@ class _Composer:
                 f"the aliases of this file grow to more than {MOST_BY_ALIAS:,} values here: write the values out", line
             )
         top = self.stack[-1] if self.stack else None
-        if top and isinstance(top.container, Mapping) and not top.waiting:
+        if top and isinstance(top.container, PlacedDict) and not top.waiting:
             raise self._error(f"an alias cannot be a key: write the key that *{name} means", line)
         self._add(value, line)
 
     def _open(self, event: Any, line: int) -> None:
         top = self.stack[-1] if self.stack else None
-        if top and isinstance(top.container, Mapping) and not top.waiting:
-            raise self._error("a key is one word, not a list or a mapping; text that opens with [ or { is quoted", line)
+        if top and isinstance(top.container, PlacedDict) and not top.waiting:
+            raise self._error("a key is one word: put text that opens with [ or { in quotes", line)
         if len(self.stack) >= DEEPEST:
-            raise self._error(f"nests deeper than {DEEPEST} levels, which no config needs", line, self._path()[:4])
+            raise self._error(f"nests deeper than {DEEPEST} levels: a config has five", line, self._path()[:4])
         if event.ctag is not None:
             self._tagged(event.ctag, line)
-        container = Mapping() if isinstance(event, MappingStartEvent) else Sequence()
+        container = PlacedDict() if isinstance(event, MappingStartEvent) else PlacedList()
         self.stack.append(_Open(container, event.anchor, line, self.counted))
 
     def _close(self) -> None:
@@ -251,7 +252,7 @@ class _Composer:
             self.root, self.root_line = value, line
             return
         top = self.stack[-1]
-        if isinstance(top.container, Sequence):
+        if isinstance(top.container, PlacedList):
             top.container.append(value)
             top.container.places.append(self._place(line))
             return
@@ -264,7 +265,7 @@ class _Composer:
         """Return the path of what is being read; with `parent`, of the mapping that it stands in."""
         path: list[str | int] = []
         for part in self.stack:
-            if isinstance(part.container, Sequence):
+            if isinstance(part.container, PlacedList):
                 path.append(len(part.container))
             elif part.waiting and part.key is not None:
                 path.append(part.key)
@@ -292,18 +293,18 @@ def problem(source: str | None, place: Place | None, path: KeyPath, message: str
     return Problem(key_text(path), message, source, place)
 
 
-# What the parsers say, and what it means to who wrote the file. `{line}` is where the part began.
+# What the parsers say, and what it means to who wrote the file. `{where}` is where the part began.
 _MEANINGS = (
     (r"found character '\\t'", "a tab stands where spaces are meant: indent with spaces"),
     (r"found character '(.)'", "a value cannot begin with {0}: put it in quotes"),
     (r"mapping values are not allowed", "a second ': ' stands in this line: quote the value, or mend the indentation"),
-    (r"could not find expected ':'", "line {line} is no 'key: value': the ':' is missing, or the indentation is off"),
-    (r"expected ',' or '\]'", "the list that opens in line {line} with [ is not closed, or a comma is missing"),
-    (r"expected ',' or '\}'", "the mapping that opens in line {line} with {{ is not closed, or a comma is missing"),
+    (r"could not find expected ':'", "what stands{where} is no 'key: value': a ':' is missing, or the indentation off"),
+    (r"expected ',' or '\]'", "the list that opens{where} with [ is not closed, or a comma is missing"),
+    (r"expected ',' or '\}'", "the mapping that opens{where} with {{ is not closed, or a comma is missing"),
     (r"expected '<document start>'", "this line stands outside the mapping above it: mend its indentation"),
     (r"expected the node content", "something is opened and not closed, or a value is missing"),
-    (r"found unexpected end of stream", "the quote that opens in line {line} is not closed"),
-    (r"expected <block end>", "the indentation does not fit the lines above it (those from line {line} on)"),
+    (r"found unexpected end of stream", "the quote that opens{where} is not closed"),
+    (r"expected <block end>", "the indentation does not fit the lines above it"),
     (r"found unknown escape character", "a backslash in double quotes needs a letter that YAML knows: use '…' quotes"),
 )
 
@@ -316,7 +317,7 @@ def _unreadable(error: YAMLError, source: str, override: str | None) -> Problem:
     told = f"the parser says: {said}"
     for pattern, meaning in _MEANINGS:
         if found := re.search(pattern, said):
-            told = meaning.format(*found.groups(), line=context.line + 1 if context else line)
+            where = f" in line {context.line + 1}" if context and not override else ""
+            told = meaning.format(*found.groups(), where=where)
             break
     return problem(source, override or line, (), f"is not YAML: {told}")
-

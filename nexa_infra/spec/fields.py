@@ -73,14 +73,14 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Say what a raw value is: `a list`, `a mapping`, `null`, or the value itself."""
+    """Say what a raw value is: `a list`, `a mapping`, `null`, or `the value 'x'`."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, (list, tuple)):
         return "a list"
-    return f"the one value {shown(value)}"
+    return f"the value {shown(value)}"
 
 
 def shown(value: object) -> str:
@@ -151,7 +151,8 @@ def _boolean(value: Any) -> Any:
         raise ValueError(f"true or false is meant here, not a text in quotes: write {word}")
     meant = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(word)
     told = f": write {meant}" if meant and isinstance(value, str) else ""
-    raise ValueError(f"true or false is meant here, not {kind_of(value)}{told}")
+    given = shown(value) if isinstance(value, str) else kind_of(value)
+    raise ValueError(f"true or false is meant here, not {given}{told}")
 
 
 # C0, DEL, C1 and Unicode's own line ends: what breaks a line, or moves a terminal's cursor.
@@ -178,10 +179,10 @@ def _value(value: Any) -> Value:
         return value
     if isinstance(value, (str, int, float, Decimal)):
         return _no_nul(str(value))
-    raise ValueError(
-        f"a value is a word, a number, a boolean or null, not {kind_of(value)}: "
-        "put the whole of it in quotes to pass it as text"
-    )
+    instead = "put the whole of it in quotes to pass it as one text"
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(isinstance(part, str) for part in value):
+        instead = f"write {_double_quoted(flow_list(value))} to pass it as one text"
+    raise ValueError(f"a value is a word, a number, a boolean or null, not {kind_of(value)}: {instead}")
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

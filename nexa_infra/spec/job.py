@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Self
 
@@ -63,14 +64,44 @@ def _name(text: str) -> str:
     return text
 
 
-def _switch(value: object) -> object:
+def _options(options: object) -> object:
+    """Check every option and its value at once, so that all complaints are told."""
+    if not isinstance(options, Mapping):
+        return options
+    wrong: list[tuple[KeyPath, str]] = []
+    read: dict[object, str | bool] = {}
+    for option, value in options.items():
+        try:
+            _check_option(str(option))
+            read[option] = _option_value(value)
+        except ValueError as error:
+            wrong.append(((str(option),), str(error)))
+    if wrong:
+        raise Misfit(*wrong)
+    return read
+
+
+def _check_option(option: str) -> None:
+    word = option.lstrip("-").replace("_", "-")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", word):
+        raise ValueError("is no sbatch option: write its long name in small letters, such as licenses")
+    if word in _OWNED:
+        raise ValueError(f"cannot be set here: {_OWNED[word]}")
+    if word in _KEYS:
+        raise ValueError(f"has a key of its own: use job.{word}")
+    if word != option:
+        raise ValueError(f"write the option without dashes in front and with '-' inside: {word}")
+
+
+def _option_value(value: object) -> str | bool:
     if isinstance(value, Boolean):
         return value.value
-    if isinstance(value, str) and value:
-        return one_line(value)
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, bool):
         return value
-    raise ValueError(f"an option's value is text, or true for an option without one, not {kind_of(value)}")
+    if isinstance(value, (str, int, float)) and str(value):
+        return one_line(str(value))
+    what = "an empty text" if value == "" else kind_of(value)
+    raise ValueError(f"an option's value is text, or true for an option without one, not {what}")
 
 
 class Setup(Spec):
@@ -114,10 +145,9 @@ class SlurmJob(Spec):
     env_file: Line | None = Field(default=None, description="a file of NAME=VALUE lines on the cluster, mode 0600")
     cost_per_gpu_hour: Usd | None = Field(default=None, description="USD a GPU-hour, in place of the price book's")
     cost_per_core_hour: Usd | None = Field(default=None, description="USD a core-hour of a job without GPUs")
-    extra: Annotated[
-        dict[str, Annotated[str | bool, BeforeValidator(_switch)]],
-        Field(description="any other sbatch option: name: value, or name: true"),
-    ] = {}
+    extra: Annotated[dict[str, str | bool], BeforeValidator(_options)] = Field(
+        default={}, description="any other sbatch option: name: value, or name: true"
+    )
 
     @field_validator("time")
     @classmethod
@@ -131,24 +161,6 @@ class SlurmJob(Spec):
         if text is not None and not re.fullmatch(r"[0-9]+[KMGTkmgt]?[Bb]?", text):
             raise ValueError(f"{shown(text)} is no amount of memory: write 16G, 512M, or 0 for all of a node's")
         return text
-
-    @field_validator("extra")
-    @classmethod
-    def _extra(cls, options: dict[str, str | bool]) -> dict[str, str | bool]:
-        wrong: list[tuple[KeyPath, str]] = []
-        for option in options:
-            word = option.lstrip("-").replace("_", "-")
-            if not re.fullmatch(r"[a-z][a-z0-9-]*", word):
-                wrong.append(((option,), "is no sbatch option: write its long name in small letters, such as licenses"))
-            elif word in _OWNED:
-                wrong.append(((option,), f"cannot be set here: {_OWNED[word]}"))
-            elif word in _KEYS:
-                wrong.append(((option,), f"has a key of its own: use job.{word}"))
-            elif word != option:
-                wrong.append(((option,), f"write the option without dashes in front and with '-' inside: {word}"))
-        if wrong:
-            raise Misfit(*wrong)
-        return options
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

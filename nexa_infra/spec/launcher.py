@@ -128,6 +128,6 @@ def unfilled(words: Iterable[str], names: Iterable[str]) -> str | None:
         if name not in known:
             return (
                 f"the placeholder {{{name}}} is filled by no parameter{suggestion(name, known)}: "
-                f"add it to the sweep, or write {{{{{name}}}}} for the text itself"
+                f"add the parameter, or write {{{{{name}}}}} for the text itself"
             )
     return None

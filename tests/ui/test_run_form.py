@@ -1,0 +1,68 @@
+"""The Run form of Prefect's own UI, in a real browser, by what a person sees."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from nexa_infra.blocks import PriceList
+
+if TYPE_CHECKING:
+    from tests.conftest import PrefectServer
+    from tests.ui.conftest import Deployed
+
+pytestmark = [pytest.mark.server, pytest.mark.ui]
+
+PARAMETERS = ("config_file", "submit", "cluster", "prices", "budget_usd", "overrides", "resume")
+
+
+def open_form(page: Page, deployed: Deployed, flow: str) -> None:
+    """Go to a deployment's Run form from the first page."""
+    page.goto(deployed.server.ui)
+    page.get_by_role("link", name="Deployments").click()
+    page.get_by_role("row").filter(has_text=flow).get_by_role("link", name="default").click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    expect(page.get_by_role("heading", name="Parameters")).to_be_visible()
+
+
+def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
+    deployed: Deployed, prefect_server: PrefectServer, page: Page, screenshot: Callable[[Page, str], None]
+) -> None:
+    PriceList(rows=[{"gpu_type": "cpu", "usd_per_hour": 3.6, "date": "2026-11-23"}]).save("by-hand")
+    open_form(page, deployed, "sweep")
+    for name in PARAMETERS:
+        expect(page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))).to_be_visible()
+    expect(page.get_by_role("textbox", name="config_file")).to_have_value("deployments/configs/digits.yaml")
+    expect(page.get_by_role("switch", name="submit")).to_be_checked()
+    screenshot(page, "form")
+
+    page.get_by_role("tab", name="PriceList").click()
+    page.get_by_role("button", name="Select a block").click()
+    page.get_by_role("option", name="by-hand").click()
+    page.get_by_role("button", name="Add item").click()
+    page.get_by_role("main").get_by_role("textbox").last.fill("job.array_parallelism=2")
+    page.get_by_role("button", name="Submit", exact=True).click()
+
+    page.get_by_role("link", name="Runs", exact=True).click()
+    page.get_by_role("link", name="sweep digits").first.click()
+    expect(page.get_by_role("main").get_by_text("Completed", exact=True).first).to_be_visible(timeout=120_000)
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("link", name=re.compile("cost-report-digits")).click()
+    page.get_by_role("link", name=re.compile("cost-report-digits")).or_(
+        page.get_by_text(re.compile("12 of 12 trials completed"))
+    ).first.wait_for()
+    main = page.get_by_role("main")
+    expect(main.get_by_text("12 of 12 trials completed").first).to_be_visible()
+    expect(main.get_by_text("learning_rate").first).to_be_visible()
+    screenshot(page, "report")
+
+    [run] = (deployed.home / "runs").glob("*-digits-*[0-9a-f]")
+    report = json.loads((run / "cost_report.json").read_text())
+    assert report["prices"][0]["provider"] == "own"
+    assert report["prices"][0]["usd_per_hour"] == "3.6"
