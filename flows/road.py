@@ -121,7 +121,7 @@ def run_name(verb: str) -> str:
     return f"{verb} {name}" if given.get("submit") else f"{verb} {name}, preview"
 
 
-def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect names them
     """End the run of a cancelled flow run: Prefect calls this in another process, so it is found by its id."""
     token = run_token(str(flow_run.id))
     found = find_by_token(token) if token else None
@@ -131,7 +131,7 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
         steps.cancel(read_run(found.files.path), "cancelled in Prefect")
 
 
-def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - likewise
     """Write the report of a run whose flow run has crashed."""
     token = run_token(str(flow_run.id))
     if token and (found := find_by_token(token)) is not None:

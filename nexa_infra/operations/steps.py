@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import secrets
@@ -68,7 +69,7 @@ def plan(
     Raises:
         ConfigError: the config, or its GPU type, is not understood.
     """
-    file = Path(config).resolve() if isinstance(config, (str, Path)) else None
+    file = Path(config) if isinstance(config, (str, Path)) else None
     loaded = read_config(file, overrides) if file is not None else config
     if isinstance(loaded, (str, Path)):
         raise TypeError("a path was not read")
@@ -84,7 +85,7 @@ def plan(
         price = price_for(loaded.job, cluster, book)
     except PriceError as error:
         key = "job.gpu_type" if loaded.job.gpu_type else "job.gres" if loaded.job.gres else "job.gpus_per_node"
-        raise ConfigError(problem_at(file, key, str(error))) from error
+        raise ConfigError(problem_at(file, key, str(error), overrides)) from error
     workdir = Path(cluster.workdir) if cluster else settings().home.expanduser().resolve()
     folder = Path(loaded.job.output_dir).expanduser() if loaded.job.output_dir else workdir / "runs"
     slug = re.sub(r"[^a-z0-9]+", "-", loaded.job.name.lower()).strip("-")[:32] or "run"
@@ -92,7 +93,7 @@ def plan(
     return Run(
         id=run_id,
         config=loaded,
-        config_file=str(file) if file else None,
+        config_file=os.path.abspath(file) if file else None,  # noqa: PTH100 - links stay as they were named
         directory=str(folder.resolve() / run_id),
         workdir=str(workdir),
         cluster=cluster,
@@ -130,9 +131,8 @@ def admit(run: Run, estimate: CostEstimate) -> None:
     write_run(run)
     register(Path(run.workdir), run)
     report(run, collect(run))
-    raise BudgetError(
-        f"run {run.id} was refused, nothing was started: {reason}; {remedy}. Report: {run.files.report_markdown}"
-    )
+    message = f"run {run.id} was refused, nothing was started: {reason}; {remedy}"
+    raise BudgetError(f"{message}. Report: {run.files.report_markdown}")
 
 
 def sync(run: Run) -> Run:

@@ -63,7 +63,8 @@ def decide(state: State, policy: Policy) -> Action:
     failed = [index for index, said in enumerate(state.states) if said in policy.retry_on]
     final = sum(said in _BAD for said in state.states) - len(again := [i for i in failed if _left(state, policy, i)])
     if policy.max_failures is not None and final >= policy.max_failures:
-        reason = f"{final} {'trial' if final == 1 else 'trials'} failed, and retry.max_failures is {policy.max_failures}"
+        counted = "1 trial" if final == 1 else f"{final} trials"
+        reason = f"{counted} failed, and retry.max_failures is {policy.max_failures}"
         return Stop(reason) if state.active or "pending" in state.states else Finish()
     if state.active:
         return Wait()

@@ -59,8 +59,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig 
         config = root.model_validate(data)
     except ValidationError as error:
         findings.extend(_told_once(list(findings_of(error, root)), root))
-    below = [one.path for one in tree.findings]
-    # A fault of the form explains what is wrong above and below it.
+    # A fault of the form explains what is wrong above and below it; an override without a key does not.
+    below = [one.path for one in tree.findings if one.path or not isinstance(one.place, str)]
     findings = [one for one in findings if not any(_on_one_branch(one.path, path) for path in below)]
     if findings or tree.findings:
         raise _error([*tree.findings, *findings], tree, source)

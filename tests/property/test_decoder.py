@@ -119,9 +119,8 @@ def test_bash_decodes_every_trial_as_python_does(
 ) -> None:
     monkeypatch.setattr("nexa_infra.scheduling.script.MOST_POINTS_INLINE", 256 if inline else 0)
     script = render_script(config, run_id="r", run_dir=str(tmp_path))
-    expected = [
-        config.launcher.argv(config.sweep.base_args, config.sweep.parameters_of(trial)) for trial in range(len(config.sweep))
-    ]
+    sweep = config.sweep
+    expected = [config.launcher.argv(sweep.base_args, sweep.parameters_of(trial)) for trial in range(len(sweep))]
     assert decoded_by_bash(script, tmp_path, len(expected)) == expected
 
 
@@ -131,7 +130,7 @@ def decoded_by_bash(script: Script, folder: Path, count: int) -> list[list[str]]
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("".join(f"{line}\n" for line in lines()), newline="")
     functions = script.text[: script.text.index("\nnexa_caught=''")]
-    loop = "\nfor ((i = 0; i < $1; i++)); do decode $i; printf '%s\\0' \"${#nexa_argv[@]}\" \"${nexa_argv[@]}\"; done\n"
+    loop = '\nfor ((i = 0; i < $1; i++)); do decode $i; printf \'%s\\0\' "${#nexa_argv[@]}" "${nexa_argv[@]}"; done\n'
     path = folder / "decode.sh"
     path.write_text(functions + loop, newline="")
     done = subprocess.run(["bash", path, str(count)], capture_output=True, check=True)
@@ -152,7 +151,8 @@ def test_a_thousand_hostile_trials_reach_the_program_byte_for_byte(
         return "".join(random.choice(alphabet) for _ in range(random.randrange(30)))
 
     points = [{"first": word(), "second": word()} for _ in range(1000)]
-    environment = {f"HOSTILE_{n}": text for n, text in enumerate(NASTY)} | {"argv": "kept", "status": "kept", "code": "kept"}
+    environment = {f"HOSTILE_{n}": text for n, text in enumerate(NASTY)}
+    environment |= {"argv": "kept", "status": "kept", "code": "kept"}  # names that a script may use itself
     dump = tmp_path / "dump.py"
     dump.write_text(
         "import json, os, sys\n"
@@ -161,7 +161,11 @@ def test_a_thousand_hostile_trials_reach_the_program_byte_for_byte(
     config = SweepConfig.model_validate(
         {
             "job": {"name": "hostile", "array_parallelism": 2, "env": environment},
-            "launcher": {"type": "command", "command": ["python3", "-S", "-I", str(dump)], "argument_style": "name=value"},
+            "launcher": {
+                "type": "command",
+                "command": ["python3", "-S", "-I", str(dump)],
+                "argument_style": "name=value",
+            },
             "sweep": {"trials": points, "base_args": [_escaped(text) for text in NASTY[:10]]},
         }
     )
@@ -171,7 +175,7 @@ def test_a_thousand_hostile_trials_reach_the_program_byte_for_byte(
     different = 0
     for trial, point in enumerate(points):
         seen = json.loads(run.files.metrics(trial).read_text())
-        expected = config.launcher.argv(config.sweep.base_args, {k: v for k, v in point.items()})[4:]
+        expected = config.launcher.argv(config.sweep.base_args, dict(point))[4:]
         wrong = seen["argv"] != expected or any(seen["env"].get(name) != text for name, text in environment.items())
         different += wrong
     with capsys.disabled():

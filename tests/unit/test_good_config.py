@@ -70,8 +70,8 @@ def test_a_training_needs_no_arguments(text: str) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["1e-4", "010", "yes", "No", "on", "0x1F", "0o17", "1_000", "+1", ".5", "1.", ".inf", ".NaN", "2024-01-01", "12:30:45",
-     "1.10", "é", "nullish", "truely", "=", "--x"],
+    ["1e-4", "010", "yes", "No", "on", "0x1F", "0o17", "1_000", "+1", ".5", "1.", ".inf", ".NaN", "2024-01-01",
+     "12:30:45", "1.10", "é", "nullish", "truely", "=", "--x"],
 )  # fmt: skip
 def test_a_value_stays_as_it_is_written(written: str) -> None:
     assert values_of(f"[{written}]") == (written,)
@@ -102,8 +102,11 @@ def test_an_empty_item_is_null_and_a_block_keeps_its_lines() -> None:
 
 
 def test_a_word_in_a_list_of_arguments_stays_the_word() -> None:
-    text = "launcher: {script: train.py, extra_args: [-X, true]}\nsweep: {base_args: [--flag, True, 010], parameters: {x: [1]}}"
-    config = sweep_of(f"{text}\njob: {{env: {{A: true, B: 1e-3, C: '', D: no}}}}\n")
+    config = sweep_of(
+        "launcher: {script: train.py, extra_args: [-X, true]}\n"
+        "sweep: {base_args: [--flag, True, 010], parameters: {x: [1]}}\n"
+        "job: {env: {A: true, B: 1e-3, C: '', D: no}}\n"
+    )
     assert config.launcher.extra_args == ("-X", "true")
     assert config.sweep.base_args == ("--flag", "True", "010")
     assert config.job.env == {"A": "true", "B": "1e-3", "C": "", "D": "no"}
@@ -112,7 +115,8 @@ def test_a_word_in_a_list_of_arguments_stays_the_word() -> None:
 def test_numbers_of_the_job_are_numbers() -> None:
     config = sweep_of(
         "job: {nodes: 2, cpus_per_task: '4', gpus_per_node: 0, cost_per_core_hour: 0.05}\nsync: {untracked: false}\n"
-        "launcher: {script: train.py}\nsweep: {parameters: {x: [1]}}\nbudget: {limit_usd: 10}\nretry: {times: 1, on: [oom]}\n"
+        "launcher: {script: train.py}\nsweep: {parameters: {x: [1]}}\n"
+        "budget: {limit_usd: 10}\nretry: {times: 1, on: [oom]}\n"
     )
     assert (config.job.nodes, config.job.cpus_per_task, config.job.gpus_per_node) == (2, 4, 0)
     assert config.job.cost_per_core_hour == Decimal("0.05")

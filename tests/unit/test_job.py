@@ -24,9 +24,9 @@ def test_a_job_without_keys_is_one_core_for_an_hour() -> None:
 
 def test_every_key_of_the_design_is_one() -> None:
     keys = (
-        "name partition account qos time nodes ntasks_per_node gpus_per_node gpu_type cpus_per_task memory constraint gres "
-        "nodelist exclude reservation dependency mail_type mail_user array_parallelism output_dir setup env env_file "
-        "cost_per_gpu_hour extra"
+        "name partition account qos time nodes ntasks_per_node gpus_per_node gpu_type cpus_per_task memory constraint "
+        "gres nodelist exclude reservation dependency mail_type mail_user array_parallelism output_dir setup env "
+        "env_file cost_per_gpu_hour extra"
     )
     assert set(keys.split()) <= set(SlurmJob.model_fields)
 

@@ -18,6 +18,7 @@ from nexa_infra import launch_slurm_sweep, launch_training_job
 from nexa_infra.errors import BudgetError, ConfigError, NexaError, RunCancelledError, RunFailedError
 from nexa_infra.operations import manage, steps
 from nexa_infra.operations.launch import follow_run
+from nexa_infra.runs.index import known_runs
 from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.runs.results import Trial, read_results
 from nexa_infra.scheduling.local import is_supervised
@@ -81,7 +82,8 @@ def wait_for(what: Any, seconds: float = 15.0) -> None:
 
 
 def test_every_trial_runs_once_and_is_counted(project: Path) -> None:
-    done = launch_slurm_sweep(a_sweep('echo "{\\"loss\\": 0.$1}" > "$NEXA_METRICS"; echo out; echo err >&2'), submit=True)
+    script = 'echo "{\\"loss\\": 0.$1}" > "$NEXA_METRICS"; echo out; echo err >&2'
+    done = launch_slurm_sweep(a_sweep(script), submit=True)
     run = latest()
     assert done.submitted and done.run_id == run.id
     assert states(run) == {"completed": 4}
@@ -95,7 +97,8 @@ def test_every_trial_runs_once_and_is_counted(project: Path) -> None:
 
 
 def test_trials_run_in_a_copy_of_the_code(project: Path) -> None:
-    launch_slurm_sweep(a_sweep('pwd > "$NEXA_TRIAL_DIR/where"; cp code.txt "$NEXA_TRIAL_DIR"', 1), submit=True)
+    script = 'pwd > "$NEXA_TRIAL_DIR/where"; cp code.txt "$NEXA_TRIAL_DIR"'
+    launch_slurm_sweep(a_sweep(script, 1), submit=True)
     run = latest()
     assert run.snapshot is not None
     assert Path((run.files.trial(0) / "where").read_text().strip()).resolve() == Path(run.snapshot.path)
@@ -247,7 +250,11 @@ launch_slurm_sweep(SweepConfig.model_validate_json(sys.stdin.read()), submit=Tru
 def a_client(config: SweepConfig) -> subprocess.Popen[str]:
     """A client of its own, started from Python so that it hears SIGINT."""
     started = subprocess.Popen(
-        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLIENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert started.stdin is not None
     with started.stdin:
@@ -260,7 +267,7 @@ STUBBORN = "(trap '' TERM INT HUP; setsid sleep 300) & echo $1 >> \"$NEXA_RUN_DI
 
 def running(count: int) -> Run:
     """Wait until so many trials have started."""
-    wait_for(lambda: manage.known_runs(manage.home()))
+    wait_for(lambda: known_runs(manage.home()))
     run = latest()
     started = run.files.path / "started"
     wait_for(lambda: started.exists() and len(started.read_text().split()) >= count)
@@ -297,7 +304,8 @@ def test_a_killed_supervisor_is_swept_up_after_by_resume() -> None:
 
 
 def test_a_cancelled_run_goes_on_when_it_is_resumed() -> None:
-    client = a_client(a_sweep('echo $1 >> "$NEXA_RUN_DIR/started"; [ "$NEXA_ATTEMPT" = 2 ] || [ $1 -gt 1 ] || sleep 300'))
+    script = 'echo $1 >> "$NEXA_RUN_DIR/started"; [ "$NEXA_ATTEMPT" = 2 ] || [ $1 -gt 1 ] || sleep 300'
+    client = a_client(a_sweep(script))
     run = running(2)
     manage.cancel(run.id)
     client.wait(15)

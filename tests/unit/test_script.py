@@ -131,9 +131,7 @@ def test_a_cluster_s_partition_stands_in_where_the_job_names_none() -> None:
 
 def run_by_hand(script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     base = {"PATH": "/usr/bin:/bin", "NEXA_SCHEDULER": "local"}
-    return subprocess.run(
-        ["bash", str(script), "0", "1"], env=base | environment, capture_output=True, text=True
-    )
+    return subprocess.run(["bash", str(script), "0", "1"], env=base | environment, capture_output=True, text=True)
 
 
 def test_the_script_refuses_to_run_outside_an_array(tmp_path: Path) -> None:

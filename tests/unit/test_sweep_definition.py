@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nexa_infra.spec.fields import Boolean
+from nexa_infra.spec.fields import Boolean, Value
 from nexa_infra.spec.sweep import MOST_TRIALS, SweepDefinition, trial_hash
 
 
@@ -142,7 +142,7 @@ def test_hashes_stay_what_they_were() -> None:
 
 
 def test_hashes_tell_a_word_from_a_boolean_and_one_spelling_from_another() -> None:
-    values = [True, "true", "True", None, "null", "", "1e-4", "0.0001"]
+    values: list[Value] = [True, "true", "True", None, "null", "", "1e-4", "0.0001"]
     assert len({trial_hash({"x": value}) for value in values}) == len(values)
 
 
@@ -205,6 +205,6 @@ def test_exclusions_of_a_grid_too_large_to_list_are_refused() -> None:
 
 
 def test_numbers_from_python_become_the_text_that_python_writes() -> None:
-    assert points(SweepDefinition(parameters={"lr": (1e-4, 2, True)})) == [  # type: ignore[dict-item]
+    assert points(SweepDefinition(parameters={"lr": (1e-4, 2, True)})) == [
         {"lr": "0.0001"}, {"lr": "2"}, {"lr": True},
     ]  # fmt: skip

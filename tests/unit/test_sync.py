@@ -72,7 +72,8 @@ def test_the_same_code_is_copied_once_and_other_code_beside_it(repository: Path,
     other = sync_repository(tmp_path / "there", root=repository)
     assert other.hash != first.hash
     assert (Path(first.path) / "train.py").read_text() == "print('hello')\n"
-    assert sorted(path.name for path in (tmp_path / "there" / "snapshots").iterdir()) == sorted([first.hash, other.hash])
+    snapshots = {path.name for path in (tmp_path / "there" / "snapshots").iterdir()}
+    assert snapshots == {first.hash, other.hash}
 
 
 def test_a_snapshot_that_a_trial_has_changed_is_put_right(repository: Path, tmp_path: Path) -> None:
