@@ -12,21 +12,22 @@ from prefect import Flow, State, get_run_logger, runtime
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_UI_URL
+from prefect.states import Cancelled
 
 from nexa_infra.blocks import PriceList, SlurmCluster
-from nexa_infra.errors import NexaError
+from nexa_infra.errors import NexaError, RunCancelledError
 from nexa_infra.monitoring.report import CostReport, to_terminal
 from nexa_infra.operations import steps
-from nexa_infra.operations.launch import reported, write_report
+from nexa_infra.operations.launch import reported
 from nexa_infra.operations.manage import find, find_by_token, prepare_resume
-from nexa_infra.runs.record import Run, read_run
+from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.slurm import preview_batch, preview_markdown
 from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, watch
 from nexa_infra.tasks.names import artifact_key
 from nexa_infra.tasks.report import publish
 
 
-async def take_the_road(run: Run) -> CostReport:
+async def take_the_road(run: Run) -> CostReport | State[None]:
     """Take a run along the road, to its report; a run that ends early has one too."""
     async with shown(run):
         await estimate_cost(run)
@@ -37,7 +38,10 @@ async def take_the_road(run: Run) -> CostReport:
     trials = await collect(run)
     report = await cost_report(run, trials)
     get_run_logger().info("\n%s", to_terminal(report))
-    steps.conclude(run, trials)
+    try:
+        steps.conclude(run, trials)
+    except RunCancelledError as word:
+        return Cancelled(message=str(word))
     return report
 
 
@@ -92,9 +96,8 @@ async def shown(run: Run) -> AsyncIterator[None]:
         async with reported(run):
             yield
     except NexaError:
-        if run.files.report_json.exists():
-            trials = await asyncio.to_thread(steps.collect, run)
-            await publish(run, await asyncio.to_thread(steps.report, run, trials), trials)
+        if run.files.record.exists():
+            await report_to_prefect(run, runtime.flow_run.id)
         raise
 
 
@@ -121,18 +124,28 @@ def run_name(verb: str) -> str:
     return f"{verb} {name}" if given.get("submit") else f"{verb} {name}, preview"
 
 
-def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect names them
+async def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect names them
     """End the run of a cancelled flow run: Prefect calls this in another process, so it is found by its id."""
+    if (run := await asyncio.to_thread(run_of, flow_run)) is not None:
+        await asyncio.to_thread(steps.cancel, run, "cancelled in Prefect")
+        await report_to_prefect(run, str(flow_run.id))
+
+
+async def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - likewise
+    """Show the report of a run whose flow run has crashed."""
+    if (run := await asyncio.to_thread(run_of, flow_run)) is not None:
+        await report_to_prefect(run, str(flow_run.id))
+
+
+def run_of(flow_run: FlowRun) -> Run | None:
+    """Find the run that a flow run has made, or goes on with."""
     token = run_token(str(flow_run.id))
     found = find_by_token(token) if token else None
-    if found is None and (name := (flow_run.parameters or {}).get("resume")):
-        found = find(name)
-    if found is not None:
-        steps.cancel(read_run(found.files.path), "cancelled in Prefect")
+    name = (flow_run.parameters or {}).get("resume")
+    return found or (find(name) if name else None)
 
 
-def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - likewise
-    """Write the report of a run whose flow run has crashed."""
-    token = run_token(str(flow_run.id))
-    if token and (found := find_by_token(token)) is not None:
-        write_report(found)
+async def report_to_prefect(run: Run, flow_run_id: str | None) -> None:
+    """Write a run's report as it stands, and show it as artifacts."""
+    trials = await asyncio.to_thread(steps.collect, run)
+    await publish(run, await asyncio.to_thread(steps.report, run, trials), trials, flow_run_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
+from prefect import State, flow
 from pydantic import Field
 
 from nexa_infra.blocks import PriceList, SlurmCluster
@@ -29,7 +29,7 @@ async def sweep(
     budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
     overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
     resume: Annotated[str | None, Field(title="Resume", json_schema_extra={"position": 6})] = None,
-) -> CostReport | None:
+) -> CostReport | State[None] | None:
     """Run a sweep along the road: cost, code, script, submission, results, report.
 
     Args:

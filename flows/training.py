@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
+from prefect import State, flow
 from pydantic import Field
 
 from nexa_infra.blocks import PriceList, SlurmCluster
@@ -30,7 +30,7 @@ async def training(
     overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
     resume: Annotated[str | None, Field(title="Resume", json_schema_extra={"position": 6})] = None,
     distributed: Annotated[bool, Field(title="Distributed", json_schema_extra={"position": 7})] = False,
-) -> CostReport | None:
+) -> CostReport | State[None] | None:
     """Run a training along the road: cost, code, script, submission, results, report.
 
     Args:

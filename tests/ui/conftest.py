@@ -80,6 +80,8 @@ def screenshot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Page
 
     def take(page: Page, name: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        # A window as high as the page: its side bar then reaches down to the end.
+        page.set_viewport_size({"width": 1280, "height": page.evaluate("document.documentElement.scrollHeight")})
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
     return take

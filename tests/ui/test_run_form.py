@@ -21,6 +21,13 @@ pytestmark = [pytest.mark.server, pytest.mark.ui]
 PARAMETERS = ("config_file", "submit", "cluster", "prices", "budget_usd", "overrides", "resume")
 
 
+@pytest.fixture
+def price_list(prefect_server: PrefectServer) -> str:
+    """A saved price list; made before the browser, in whose event loop Prefect's calls would be coroutines."""
+    PriceList(rows=[{"gpu_type": "cpu", "usd_per_hour": 3.6, "date": "2026-11-23"}]).save("by-hand", overwrite=True)
+    return "by-hand"
+
+
 def open_form(page: Page, deployed: Deployed, flow: str) -> None:
     """Go to a deployment's Run form from the first page."""
     page.goto(deployed.server.ui)
@@ -32,9 +39,8 @@ def open_form(page: Page, deployed: Deployed, flow: str) -> None:
 
 
 def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
-    deployed: Deployed, prefect_server: PrefectServer, page: Page, screenshot: Callable[[Page, str], None]
+    deployed: Deployed, price_list: str, page: Page, screenshot: Callable[[Page, str], None]
 ) -> None:
-    PriceList(rows=[{"gpu_type": "cpu", "usd_per_hour": 3.6, "date": "2026-11-23"}]).save("by-hand")
     open_form(page, deployed, "sweep")
     for name in PARAMETERS:
         expect(page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))).to_be_visible()
@@ -44,25 +50,25 @@ def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
 
     page.get_by_role("tab", name="PriceList").click()
     page.get_by_role("button", name="Select a block").click()
-    page.get_by_role("option", name="by-hand").click()
+    page.get_by_role("option", name=price_list).click()
     page.get_by_role("button", name="Add item").click()
     page.get_by_role("main").get_by_role("textbox").last.fill("job.array_parallelism=2")
     page.get_by_role("button", name="Submit", exact=True).click()
 
-    page.get_by_role("link", name="Runs", exact=True).click()
-    page.get_by_role("link", name="sweep digits").first.click()
+    # The form gives way to the deployment's runs, where the new one is named once it has started.
+    expect(page.get_by_role("tab", name="Runs")).to_be_visible()
+    page.get_by_role("link", name="sweep digits").first.click(timeout=60_000)
     expect(page.get_by_role("main").get_by_text("Completed", exact=True).first).to_be_visible(timeout=120_000)
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_role("link", name=re.compile("cost-report-digits")).click()
-    page.get_by_role("link", name=re.compile("cost-report-digits")).or_(
-        page.get_by_text(re.compile("12 of 12 trials completed"))
-    ).first.wait_for()
     main = page.get_by_role("main")
+    main.get_by_role("link", name=re.compile(r"^[0-9a-f]{8}$")).click()  # the newest of this key
     expect(main.get_by_text("12 of 12 trials completed").first).to_be_visible()
     expect(main.get_by_text("learning_rate").first).to_be_visible()
     screenshot(page, "report")
 
-    [run] = (deployed.home / "runs").glob("*-digits-*[0-9a-f]")
-    report = json.loads((run / "cost_report.json").read_text())
+    run = re.search(r"\d{8}-\d{6}-digits-[0-9a-f]+", main.inner_text())
+    assert run is not None
+    report = json.loads((deployed.home / "runs" / run[0] / "cost_report.json").read_text())
     assert report["prices"][0]["provider"] == "own"
     assert report["prices"][0]["usd_per_hour"] == "3.6"
