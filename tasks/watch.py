@@ -37,19 +37,20 @@ async def watch(run: Run) -> Poll | None:
     )
     watcher = asyncio.create_task(_cancelled_in_prefect(run))
     last: Poll | None = None
-    told = 0.0
+    shown: Poll | None = None
+    moment = 0.0
     try:
         async with aclosing(steps.watch(run)) as polls:
             async for last in polls:
                 if (tell := listener.get()) is not None:
                     tell(last)
-                if (now := time.monotonic()) - told >= TELL_SECONDS:
-                    told = now
+                if time.monotonic() - moment >= TELL_SECONDS:
+                    moment, shown = time.monotonic(), last
                     logger.info("%s", last)
                     await _show(progress, run, last)
     finally:
         watcher.cancel()
-    if last is not None:
+    if last is not None and last is not shown:
         logger.info("%s", last)
         await _show(progress, run, last)
     return last

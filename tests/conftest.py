@@ -62,7 +62,19 @@ def started_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         url = services.start_server()
         yield PrefectServer(url, services.environment(url), services)
     finally:
-        services.stop()
+        try:
+            _drain()
+        finally:
+            services.stop()
+
+
+def _drain() -> None:
+    """Let Prefect's clients in this process send what they still hold, while there is a server to send it to."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
 
 
 @pytest.fixture

@@ -100,29 +100,39 @@ def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
 
     A line that a crash tore is left out: an attempt exists once its start line is whole.
     """
-    found: dict[tuple[int, int], Attempt] = {}
-    for name in _names(directory.status):
-        for line in _whole_lines(directory.status / name):
-            words = line.split("\t")
-            try:
-                key = (int(words[1]), int(words[2]))
-                if words[0] == "start":
-                    found[key] = Attempt(*key, started=float(words[3]), node=words[4])
-                elif words[0] == "end" and key in found:
-                    found[key] = replace(
-                        found[key], ended=float(words[3]), exit_code=int(words[4]), signal=words[5] or None
-                    )
-            except (ValueError, IndexError):
-                continue
+    starts: dict[tuple[int, int], tuple[float, str]] = {}
+    ends: dict[tuple[int, int], tuple[float, int, str | None]] = {}
+    for line in _status_lines(directory.status):
+        # What a crash tore has no newline, so the next line stands behind it, on the same one.
+        words = line[max(line.rfind("start\t"), line.rfind("end\t"), 0) :].split("\t")
+        try:
+            key = (int(words[1]), int(words[2]))
+            if words[0] == "start":
+                starts[key] = (float(words[3]), words[4])
+            elif words[0] == "end":
+                ends[key] = (float(words[3]), int(words[4]), words[5] or None)
+        except (ValueError, IndexError):
+            continue
     trials: dict[int, list[Attempt]] = {}
-    for (trial, _), attempt in sorted(found.items(), key=lambda item: item[0]):
-        trials.setdefault(trial, []).append(attempt)
+    for key in sorted(starts):
+        attempt = Attempt(*key, *starts[key], *ends.get(key, (None, None, None)))
+        trials.setdefault(key[0], []).append(attempt)
     return trials
 
 
-def _names(folder: Path) -> list[str]:
-    # os.listdir: a Path an entry would double the time of ten thousand.
-    return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
+def _status_lines(folder: Path) -> Iterator[str]:
+    """Yield the whole lines of every status file."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - a Path an entry would double the time of ten thousand
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            with open(f"{folder}/{name}", "rb", buffering=0) as stream:  # noqa: PTH123 - likewise
+                data = stream.read()
+        except OSError:
+            continue
+        yield from data.decode("utf-8", "replace").split("\n")[:-1]
 
 
 _BY_SCHEDULER: dict[str, TrialState] = {
@@ -183,30 +193,45 @@ def read_trials(directory: RunDirectory, sweep: SweepDefinition, tasks: Mapping[
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read a trial's metrics.json; names of nested objects are joined by dots.
 
-    Where the trial wrote none, or something other than a JSON object, there are none.
+    Where the trial wrote none, or something other than a JSON object of at most 16 MiB, there are none.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open(path, "rb", opener=_without_waiting) as stream:  # noqa: PTH123 - Path.open knows no opener
+            raw = stream.read(_MOST_METRICS + 1) or b""
+        data = json.loads(raw) if len(raw) <= _MOST_METRICS else None
+        return dict(_flatten(data)) if isinstance(data, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
-    return dict(_flatten(data)) if isinstance(data, dict) else {}
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A trial's file may be anything: a pipe must not hold up whoever reads it.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _flatten(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in data.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{above}{name}.")
+            yield from _flatten(value, f"{above}{_sound(name)}.")
         else:
-            yield f"{above}{name}", value
+            yield f"{above}{_sound(name)}", _sound(value)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text[: text.rfind("\n") + 1].splitlines()
+def _sound(value: Any) -> Any:
+    """Return a value whose texts can be written as UTF-8: JSON may hold halves of surrogate pairs."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list():
+            return [_sound(one) for one in value]
+        case dict():
+            return {_sound(name): _sound(one) for name, one in value.items()}
+        case _:
+            return value
 
+
+# A trial that writes more than this into metrics.json is not measuring.
+_MOST_METRICS = 16 * 2**20
 
 FIXED_COLUMNS = ("index", "hash", "state", "exit_code", "attempt", "seconds", "usd")
 
@@ -215,12 +240,12 @@ def write_results(path: Path, trials: Iterable[Trial]) -> None:
     """Write results.csv: a row a trial; index, hash, parameters, state, exit code, attempt, seconds, USD, metrics.
 
     A parameter named as one of the fixed columns becomes `parameters.NAME`, a metric named as
-    anything before it `metrics.NAME`.
+    anything before it `metrics.NAME`; no two columns have one name.
     """
     rows = list(trials)
-    parameters = {name: _column(name, "parameters", FIXED_COLUMNS) for row in rows for name in row.parameters}
-    taken = (*FIXED_COLUMNS, *parameters.values())
-    metrics = {name: _column(name, "metrics", taken) for row in rows for name in row.metrics}
+    taken = set(FIXED_COLUMNS)
+    parameters = _columns((name for row in rows for name in row.parameters), "parameters", taken)
+    metrics = _columns((name for row in rows for name in row.metrics), "metrics", taken)
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow([*FIXED_COLUMNS[:2], *parameters.values(), *FIXED_COLUMNS[2:], *metrics.values()])
@@ -234,7 +259,7 @@ def write_results(path: Path, trials: Iterable[Trial]) -> None:
                 _cell(row.exit_code),
                 row.attempt,
                 f"{row.seconds:.3f}",
-                "" if row.usd is None else f"{row.usd:.6f}",
+                "" if row.usd is None else f"{row.usd:.9f}",
                 *(_cell(row.metrics.get(name)) for name in metrics),
             ]
         )
@@ -248,8 +273,21 @@ def read_results(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"hash": "string"})
 
 
-def _column(name: str, group: str, taken: Iterable[str]) -> str:
-    return f"{group}.{name}" if name in taken else name
+def _columns(names: Iterable[str], group: str, taken: set[str]) -> dict[str, str]:
+    """Give each name a column that no other has, and add it to `taken`.
+
+    A name that can be kept is kept, so that another's longer one never takes it away.
+    """
+    distinct = dict.fromkeys(names)
+    columns = {name: name for name in distinct if name not in taken}
+    taken.update(columns)
+    for name in distinct:
+        column = name
+        while name not in columns and column in taken:
+            column = f"{group}.{column}"
+        columns.setdefault(name, column)
+        taken.add(columns[name])
+    return {name: columns[name] for name in distinct}
 
 
 def _cell(value: Value | float | list[Any]) -> str:
