@@ -60,15 +60,15 @@ async def planned(
     prices: PriceList | str | None,
     budget_usd: float | None,
     overrides: Sequence[str],
-    resume: str | None,
+    resume: str,
     distributed: bool | None = None,
 ) -> Run:
     """Plan the flow run's own run, or find the one that it goes on with.
 
     A flow run that Prefect starts again plans the same run, and goes on with it.
     """
-    if resume:
-        return await asyncio.to_thread(prepare_resume, resume)
+    if resume.strip():
+        return await asyncio.to_thread(prepare_resume, resume.strip())
     token = run_token(runtime.flow_run.id)
     if token and (earlier := await asyncio.to_thread(find_by_token, token)) is not None:
         return earlier

@@ -28,7 +28,7 @@ async def training(
     prices: Annotated[PriceList | str | None, Field(title="Prices", json_schema_extra={"position": 3})] = None,
     budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
     overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
-    resume: Annotated[str | None, Field(title="Resume", json_schema_extra={"position": 6})] = None,
+    resume: Annotated[str, Field(title="Resume", json_schema_extra={"position": 6})] = "",
     distributed: Annotated[bool, Field(title="Distributed", json_schema_extra={"position": 7})] = False,
 ) -> CostReport | State[None] | None:
     """Run a training along the road: cost, code, script, submission, results, report.
@@ -40,7 +40,7 @@ async def training(
         prices: A saved price list, in place of the bundled price book.
         budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
         overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.
-        resume: A run's id, to run what is unfinished of it; the other fields are then left aside.
+        resume: A run's id, to run what is unfinished of it; the other fields are then left aside. Empty for a new run.
         distributed: Start the script by torchrun, one process a GPU; off, plainly.
     """
     run = await road.planned(

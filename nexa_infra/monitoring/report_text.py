@@ -29,7 +29,10 @@ def money(usd: Decimal | None) -> str:
 
 def rate(usd: Decimal) -> str:
     """Write a price an hour, which is never rounded."""
-    return f"${usd.normalize():f}" if abs(usd.adjusted()) < 15 else f"${usd:e}"
+    if abs(usd.adjusted()) >= 15:
+        return f"${usd:e}"
+    whole, _, cents = f"{usd.normalize():f}".partition(".")
+    return f"${whole}.{cents:0<2}"
 
 
 def quantity(amount: Decimal | float | None) -> str:

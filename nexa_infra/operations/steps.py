@@ -40,6 +40,7 @@ from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.load import code_root, problem_at, read_config
+from nexa_infra.spec.policy import Budget
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
 # Failed trials whose last words are shown, and how many lines of them.
@@ -69,15 +70,18 @@ def plan(
     Raises:
         ConfigError: the config, or its GPU type, is not understood.
     """
-    file = Path(config) if isinstance(config, (str, Path)) else None
-    loaded = read_config(file, overrides) if file is not None else config
-    if isinstance(loaded, (str, Path)):
-        raise TypeError("a path was not read")
-    if file is None and overrides:
+    if isinstance(config, (str, Path)):
+        file: Path | None = Path(config)
+        loaded = read_config(config, overrides)
+    elif overrides:
         raise ConfigError(Problem("overrides", "work on a config file: change the config object itself"))
+    else:
+        file, loaded = None, config
+    if loaded.container is not None:
+        message = "this version runs trials as they are, in no image: remove the key, or run them on the machine itself"
+        raise ConfigError(problem_at(file, "container", message, overrides))
     if budget_usd is not None:
-        limit = loaded.budget.model_validate({"limit_usd": Decimal(str(budget_usd))})
-        loaded = loaded.model_copy(update={"budget": loaded.budget.model_copy(update={"limit_usd": limit.limit_usd})})
+        loaded = loaded.model_copy(update={"budget": Budget(limit_usd=_usd("budget_usd", budget_usd))})
     if distributed is not None:
         loaded = _distributed(loaded, distributed, file)
     now = moment or datetime.now(UTC)
@@ -114,12 +118,14 @@ def admit(run: Run, estimate: CostEstimate) -> None:
 
     Raises:
         BudgetError: it was refused.
+        SubmitError: nothing here can run it.
     """
+    scheduler_of(run)
     limit = run.config.budget.limit_usd
     if limit is None:
         return
     if estimate.ceiling_usd is None:
-        reason = f"job.time is {run.config.job.time}, so the cost has no ceiling to hold against the budget of {money(limit)}"
+        reason = f"job.time is {run.config.job.time}, so no ceiling can be held against the budget of {money(limit)}"
         remedy = "set job.time to a walltime"
     elif estimate.ceiling_usd > limit:
         reason = f"the projected cost is up to {money(estimate.ceiling_usd)}, over the budget of {money(limit)}"
@@ -299,6 +305,13 @@ def _keep_out_of_git(workdir: Path) -> None:
 def _defaults(run: Run) -> dict[str, str | None]:
     cluster = run.cluster
     return {"partition": cluster.partition, "account": cluster.account} if cluster else {}
+
+
+def _usd(name: str, amount: float | Decimal) -> Decimal:
+    exact = Decimal(str(amount))
+    if not exact.is_finite() or exact < 0:
+        raise ConfigError(Problem(name, f"must be an amount of USD, 0 or more, not {amount}"))
+    return exact
 
 
 def _distributed(

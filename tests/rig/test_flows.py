@@ -147,7 +147,7 @@ def artifacts(run: Run) -> set[str]:
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
     with get_client(sync_client=True) as client:
-        chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.labels["flow_run_id"]]))  # type: ignore[list-item]
+        chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.labels["flow_run_id"]]))
         return {str(artifact.key) for artifact in client.read_artifacts(artifact_filter=chosen)}
 
 
@@ -218,20 +218,31 @@ def test_a_preview_starts_nothing_and_shows_the_script(prefect_server: PrefectSe
     assert not home.exists()
 
 
-def test_a_run_is_resumed_from_prefect(
+HALF = """
+job: {name: half, array_parallelism: 2}
+launcher:
+  type: command
+  command: [bash, -c, 'echo {n} >> $NEXA_RUN_DIR/ran; [ {n} = 0 ] || [ -e $NEXA_RUN_DIR/again ] || sleep 300']
+sweep: {parameters: {n: [0, 1, 2]}}
+"""
+
+
+def test_a_run_whose_client_was_killed_is_resumed_from_prefect(
     prefect_server: PrefectServer, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nexa_infra.flows import sweep
 
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "half.yaml"
-    config.write_text(
-        "job: {name: half}\n"
-        "launcher: {type: command, command: [bash, -c, 'echo {n} >> $NEXA_RUN_DIR/ran; [ {n} = 0 ] || sleep 0.$NEXA_ATTEMPT']}\n"
-        "sweep: {parameters: {n: [0, 1, 2]}}\n"
-    )
-    launch_slurm_sweep(config, submit=True)
-    run = manage.find("latest")
+    config.write_text(HALF)
+    client = subprocess.Popen([sys.executable, "-m", "nexa_infra", "sweep", str(config)], stderr=subprocess.DEVNULL)
+    run = started(client)
+    client.kill()
+    client.wait()
+    (run.files.path / "again").touch()
     report = asyncio.run(sweep(config_file=str(config), resume=run.id))
     assert report is not None
-    assert len((run.files.path / "ran").read_text().split()) == 3, "nothing was unfinished, so nothing ran again"
+    assert manage.status(run).states == {"completed": 3}
+    assert sorted((run.files.path / "ran").read_text().split()) == ["0", "1", "1", "2", "2"], (
+        "0 had ended, and stays so"
+    )

@@ -31,9 +31,11 @@ class Deployed:
 
 
 @pytest.fixture(scope="session")
-def deployed(started_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+def deployed(
+    request: pytest.FixtureRequest, started_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Deployed:
     """The session's server with a worker, as `make up` makes it."""
-    home = tmp_path_factory.mktemp("home")
+    home = Path("/tmp/nexa") if request.config.getoption("--screenshots") else tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEXA_HOME", str(home))
         started_server.services.deploy()

@@ -317,7 +317,7 @@ def test_money_is_shown_as_precisely_as_it_is_read(usd: str | None, shown: str) 
 
 
 def test_a_price_is_never_rounded_and_hours_are_to_three_digits() -> None:
-    assert [rate(Decimal(usd)) for usd in ("0.0529", "3.50", "100", "0")] == ["$0.0529", "$3.5", "$100", "$0"]
+    assert [rate(Decimal(usd)) for usd in ("0.0529", "3.50", "100", "0")] == ["$0.0529", "$3.50", "$100.00", "$0.00"]
     hours = [quantity(Decimal(text)) for text in ("0", "12", "0.006712", "1234.5", "2.40", "9.999")]
     assert hours == ["0", "12", "0.00671", "1,235", "2.4", "10"]
 
