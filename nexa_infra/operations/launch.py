@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
 from nexa_infra.runs.artifact import ArtifactMeta, write_artifact
 from nexa_infra.runs.directory import mark_cancelled
-from nexa_infra.runs.record import Run
+from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
@@ -52,8 +52,8 @@ def launch_slurm_sweep(
     elif config is None:
         raise ConfigError(Problem("config", "give a config file, or the run to resume"))
     else:
-        run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
-    _expect(run, "sweep", "a training: use launch_training_job, or `nexa-infra train`")
+        run = plan_sweep(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
+    _expect(run, "sweep")
     if not submit and resume is None:
         return preview_batch(run, steps.estimate_cost(run))
     return _drive(run, tell)
@@ -79,17 +79,50 @@ def launch_training_job(
     elif config_path is None:
         raise ConfigError(Problem("config_path", "give a config file, or the run to resume"))
     else:
-        run = steps.plan(
-            config_path, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd, distributed=distributed
+        run = plan_training(
+            config_path, distributed, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd
         )
-    _expect(run, "training", "a sweep: use launch_slurm_sweep, or `nexa-infra sweep`")
+    _expect(run, "training")
     _drive(run, tell)
     return write_artifact(run)
 
 
+def plan_sweep(
+    config: str | Path | SweepConfig,
+    *,
+    cluster: Cluster | None = None,
+    overrides: Sequence[str] = (),
+    budget_usd: float | Decimal | None = None,
+) -> Run:
+    """Plan a sweep, for a caller that wants to know its run before `follow_run`; nothing is written."""
+    run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
+    _expect(run, "sweep")
+    return run
+
+
+def plan_training(
+    config: str | Path | TrainingConfig,
+    distributed: bool = False,
+    *,
+    cluster: Cluster | None = None,
+    overrides: Sequence[str] = (),
+    budget_usd: float | Decimal | None = None,
+) -> Run:
+    """Plan a training, for a caller that wants to know its run before `follow_run`; nothing is written."""
+    run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd, distributed=distributed)
+    _expect(run, "training")
+    return run
+
+
 def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
-    """Follow a run that exists to its end, as `prepare_resume` or `prepare_retry` has made it ready."""
-    return _drive(run, tell)
+    """Take a run to its end: a planned one, or one that `prepare_resume` or `prepare_retry` has made ready.
+
+    What a training made is described beside its report, as `launch_training_job` does.
+    """
+    made = _drive(run, tell)
+    if run.kind == "training":
+        write_artifact(run)
+    return made
 
 
 async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifacts:
@@ -100,7 +133,7 @@ async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifac
             steps.admit(run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
             run = steps.render(run)
-        submission = await asyncio.to_thread(steps.submit, run)
+        submission = await _submitted(run)
         async with aclosing(steps.watch(run)) as polls:
             async for poll in polls:
                 if tell is not None:
@@ -109,6 +142,18 @@ async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifac
     report = steps.report(run, trials)
     steps.conclude(run, trials)
     return submitted_batch(run, estimate, submission, report)
+
+
+async def _submitted(run: Run) -> Submission:
+    """Submit, in a thread; one who is cancelled meanwhile detaches from what it has submitted all the same."""
+    submitting = asyncio.ensure_future(asyncio.to_thread(steps.submit, run))
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        with suppress(NexaError, OSError):
+            await submitting
+            await asyncio.to_thread(steps.scheduler_of(run).detach, run)
+        raise
 
 
 @asynccontextmanager
@@ -128,9 +173,14 @@ def write_report(run: Run) -> CostReport:
     return steps.report(run, steps.collect(run))
 
 
-def _expect(run: Run, kind: str, otherwise: str) -> None:
-    if run.kind != kind:
-        raise ConfigError(Problem("", f"this is {otherwise}", file=run.config_file or "config"))
+def _expect(run: Run, kind: str) -> None:
+    if run.kind == kind:
+        return
+    call = "launch_training_job" if run.kind == "training" else "launch_slurm_sweep"
+    verb = "train" if run.kind == "training" else "sweep"
+    file = run.config_file or "FILE"
+    message = f"this is a {run.kind}, not a {kind}: use {call}, or `nexa-infra {verb} {file}`"
+    raise ConfigError(Problem("", message, file=run.config_file))
 
 
 def _drive(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
@@ -139,8 +189,38 @@ def _drive(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(_interruptible(run, tell))
+    return _drive_beside(run, tell)
+
+
+def _drive_beside(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
+    """Take the road in a thread, and wait for it; Ctrl-C is a person's word and cancels the run here too."""
+    loop = asyncio.new_event_loop()
+    road = loop.create_task(take_the_road(run, tell))
+
+    def take() -> SlurmBatchArtifacts:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(_awaited(road))
+
     with ThreadPoolExecutor(1, thread_name_prefix="nexa-road") as pool:
-        return pool.submit(lambda: asyncio.run(take_the_road(run, tell))).result()
+        going = pool.submit(take)
+        try:
+            return going.result()
+        except KeyboardInterrupt:
+            _give_word(run)
+            loop.call_soon_threadsafe(road.cancel)
+            with suppress(asyncio.CancelledError, CancelledError, NexaError):
+                going.result()
+            raise
+
+
+async def _awaited(road: asyncio.Task[SlurmBatchArtifacts]) -> SlurmBatchArtifacts:
+    return await road
+
+
+def _give_word(run: Run) -> None:
+    """Record that a person has cancelled a run with Ctrl-C, before anything of it ends."""
+    if run.files.path.exists():
+        mark_cancelled(run.files, "Ctrl-C", by="person")
 
 
 async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
@@ -158,7 +238,7 @@ async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
 
     def hear(number: signal.Signals) -> None:
         heard.append(number)
-        if number == signal.SIGINT and run.files.path.exists():
+        if number == signal.SIGINT and steps.ends_with_client(run):
             mark_cancelled(run.files, "Ctrl-C", by="person")
         road.cancel()
 

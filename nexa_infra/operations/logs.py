@@ -4,53 +4,108 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from nexa_infra.errors import NexaError
+from nexa_infra.errors import RunNotFoundError
 from nexa_infra.operations import steps
-from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import read_attempts
+from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.results import read_states
 
 _PIECE = 1 << 16
 _LOOK_SECONDS = 0.2
+# How long a run may take from its record to its array, before it counts as one that does not run.
+_START_SECONDS = 60.0
 
 
-def log_path(run: Run, trial: int | None, *, attempt: int | None = None, stderr: bool = False) -> Path:
-    """Return the file that holds a trial's output, or, without a trial, the array script's.
+@dataclass(frozen=True)
+class Log:
+    """Which output is meant: a trial's, of one attempt or the last, or, without a trial, the array script's."""
+
+    trial: int | None = None
+    attempt: int | None = None
+    stderr: bool = False
+
+
+def tail(run: Run, log: Log, *, follow: bool) -> Iterator[bytes]:
+    """Yield a log's bytes; with `follow`, until the trial, or the run, has ended.
+
+    A trial that has not started yet is waited for. Without an attempt, a new one is gone on with.
 
     Raises:
-        NexaError: the run has no such trial, or the trial no such attempt.
+        RunNotFoundError: the run has no such trial, or the trial no such attempt.
     """
-    if trial is None:
-        return run.files.log
-    if not 0 <= trial < run.trials:
-        raise NexaError(f"run {run.id} has trials 0 to {run.trials - 1}: there is no trial {trial}")
-    tried = [each.number for each in read_attempts(run.files).get(trial, [])]
-    if attempt is not None and attempt not in tried:
-        told = ", ".join(str(number) for number in tried) or "none yet"
-        raise NexaError(f"trial {trial} of run {run.id} has no attempt {attempt}: it has {told}")
-    number = attempt or (tried[-1] if tried else 1)
-    return run.files.stderr(trial, number) if stderr else run.files.stdout(trial, number)
-
-
-def tail(run: Run, path: Path, trial: int | None, *, follow: bool) -> Iterator[bytes]:
-    """Yield a log's bytes; with `follow`, until the trial, or the run, has ended."""
-    offset = 0
+    path, going = _look(run, log)
+    looked = time.monotonic()
+    offset, cost = 0, 0.0
     while True:
-        going = follow and _going(run, trial)
-        if path.exists():
-            with path.open("rb") as stream:
-                stream.seek(offset)
-                while piece := stream.read(_PIECE):
-                    offset += len(piece)
-                    yield piece
-        if not going:
+        for piece in _pieces(path, offset):
+            offset += len(piece)
+            yield piece
+        if not (follow and going):
             return
         time.sleep(_LOOK_SECONDS)
+        # A large run takes longer to look at: looking never takes more than a tenth of the time.
+        if time.monotonic() - looked >= max(_LOOK_SECONDS, 9 * cost):
+            started = time.monotonic()
+            newest, going = _look(run, log)
+            looked = time.monotonic()
+            cost = looked - started
+            if newest != path:
+                yield from _pieces(path, offset)
+                path, offset = newest, 0
 
 
-def _going(run: Run, trial: int | None) -> bool:
-    if not steps.scheduler_of(run).poll(run).active:
+def silence(run: Run, log: Log) -> str:
+    """Say why a log is empty."""
+    if log.trial is None:
+        return (
+            f"the array script of run {run.id} has printed nothing, which is as it should be: "
+            f"`nexa-infra logs {run.id} TRIAL` shows what a trial printed"
+        )
+    path, going = _look(run, log)
+    stream = "standard error" if log.stderr else "standard output"
+    if path.exists():
+        return f"trial {log.trial} of run {run.id} has written nothing to its {stream}{' yet' if going else ''}"
+    return f"trial {log.trial} of run {run.id} has not started{' yet: -f waits for it' if going else ''}"
+
+
+def _look(run: Run, log: Log) -> tuple[Path, bool]:
+    """Return the file that holds a log now, and whether more of it may come."""
+    scheduler = steps.scheduler_of(run)
+    active = scheduler.poll(run).active or _starting(run)
+    if log.trial is None:
+        return run.files.log, active
+    if not 0 <= log.trial < run.trials:
+        raise RunNotFoundError(f"run {run.id} has trials 0 to {run.trials - 1}: there is no trial {log.trial}")
+    states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
+    tried = {each.number: each for each in attempts.get(log.trial, [])}
+    if log.attempt is not None:
+        if log.attempt not in tried:
+            told = ", ".join(map(str, tried)) or "none yet"
+            raise RunNotFoundError(f"trial {log.trial} of run {run.id} has no attempt {log.attempt}: it has {told}")
+        going = active and tried[log.attempt].ended is None
+    else:
+        going = active and states[log.trial] in {"pending", "running"}
+    number = log.attempt or max(tried, default=1)
+    file = run.files.stderr if log.stderr else run.files.stdout
+    return file(log.trial, number), going
+
+
+def _starting(run: Run) -> bool:
+    """Say whether a run is about to be submitted."""
+    if run.files.refused.exists() or run.files.cancelled.exists() or read_submissions(run.files)[:1]:
         return False
-    last = read_attempts(run.files).get(trial, [])[-1:] if trial is not None else []
-    return not last or last[0].ended is None
+    return (datetime.now(UTC) - run.created_at).total_seconds() < _START_SECONDS
+
+
+def _pieces(path: Path, offset: int) -> Iterator[bytes]:
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        stream.seek(offset)
+        while piece := stream.read(_PIECE):
+            yield piece

@@ -1,24 +1,26 @@
-"""What is done with runs that exist: status, cancel, resume, retry, compare, clean."""
+"""What is done with runs that exist: status, report, cancel, resume, retry."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from nexa_infra.errors import NexaError
+from nexa_infra.monitoring.costs import attempt_cost, seconds_of
+from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
-from nexa_infra.runs.directory import read_cancelled
-from nexa_infra.runs.index import find_run, known_runs
-from nexa_infra.runs.record import Run, read_run, read_submissions
-from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, read_states
+from nexa_infra.runs.index import Entry, find_run, known_runs
+from nexa_infra.runs.record import Run, read_run
+from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
 from nexa_infra.scheduling.submit import submit_trials
 from nexa_infra.settings import settings
-from nexa_infra.spec.fields import Value
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,13 @@ class Status:
 
     run: Run
     active: bool
-    states: Mapping[str, int]
+    states: Mapping[TrialState, int]
     end: str  # running, or how it ended
+    reason: str | None = None  # why, where somebody said so
+    usd: Decimal | None = None  # of all attempts so far; None where no end was seen
+    at_least: bool = False  # whether an attempt's end was never seen, so that `usd` lacks it
+    failed: tuple[tuple[int, TrialState], ...] = ()  # the trials that ended badly
+    attempts: Mapping[int, list[Attempt]] | None = None  # None where they were not looked at
 
 
 def home() -> Path:
@@ -45,26 +52,33 @@ def status(run: Run) -> Status:
     """Say how a run stands, from its directory and its scheduler."""
     scheduler = steps.scheduler_of(run)
     active = scheduler.poll(run).active
-    states, _ = read_states(run.files, run.trials, scheduler.tasks(run))
-    counts: Counter[str] = Counter(states)
-    stopped = read_cancelled(run.files)
-    if run.files.refused.exists():
-        end = "refused"
-    elif active:
-        end = "running"
-    elif stopped:
-        end = "cancelled" if stopped[0] == "person" else "failed"
-    elif any(counts[state] for state in UNFINISHED):
-        end = "unfinished"
-    else:
-        end = "failed" if any(counts[state] for state in ENDED_BADLY) else "done"
-    return Status(run, active, counts, end)
+    states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
+    counts = Counter(states)
+    end, reason = ("running", None) if active else steps.how_ended(run, counts)
+    usd, at_least = _spent(run, attempts, active)
+    failed = tuple((trial, state) for trial, state in enumerate(states) if state in ENDED_BADLY)
+    return Status(run, active, counts, end, reason, usd, at_least, failed, attempts)
 
 
-def recent(most: int = 20) -> Iterator[Status]:
-    """Yield the newest runs, and how they stand."""
+def recent(most: int = 20) -> Iterator[Status | tuple[Entry, NexaError]]:
+    """Yield the newest runs and how they stand, or what is wrong with their records."""
     for entry in known_runs(home())[:most]:
-        yield status(read_run(entry.directory))
+        try:
+            run = read_run(entry.directory)
+            yield _as_reported(run) or status(run)
+        except NexaError as error:
+            yield entry, error
+
+
+def report_of(run: Run) -> CostReport:
+    """Return a run's report as it stands now; files that say otherwise, as after a kill, are written again."""
+    trials = steps.look(run)
+    found = steps.build(run, trials)
+    if not _says(run, to_json(found)) and not steps.scheduler_of(run).poll(run).active:
+        # A run that somebody else owns, or a disk that is full, can be read all the same.
+        with suppress(OSError):
+            steps.write(run, trials, found)
+    return found
 
 
 def prepare_resume(name: str) -> Run:
@@ -85,6 +99,8 @@ def prepare_retry(name: str) -> Run:
     """
     run = find(name)
     scheduler = steps.scheduler_of(run)
+    if run.files.refused.exists():
+        raise NexaError(f"run {run.id} was refused, so nothing of it failed: start it anew under a larger budget")
     if scheduler.poll(run).active:
         raise NexaError(f"run {run.id} is still running: wait for its end, or cancel it first")
     states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
@@ -112,87 +128,45 @@ def cancel(name: str, reason: str = "cancelled by hand") -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One point of the parameter space in two runs; None where a run does not have it."""
-
-    hash: str
-    parameters: Mapping[str, Value]
-    left: Trial | None
-    right: Trial | None
-
-
-def compare(left: Run, right: Run) -> list[Compared]:
-    """Set two runs side by side, trial by trial, matched by the hash of their parameters."""
-    mine = {trial.hash: trial for trial in steps.collect(left)}
-    other = {trial.hash: trial for trial in steps.collect(right)}
-    found = []
-    for key in dict.fromkeys([*mine, *other]):
-        a, b = mine.get(key), other.get(key)
-        known = a or b
-        if known is not None:
-            found.append(Compared(key, known.parameters, a, b))
-    return found
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """Something that `clean` may remove: a run directory, or a snapshot that no run uses."""
-
-    path: Path
-    size: int  # bytes
-    files: int
-
-
-def leftovers(older: float) -> list[Leftover]:
-    """Return the run directories that ended more than `older` seconds ago, and the snapshots only they use."""
-    base = home()
-    limit = time.time() - older
-    gone: list[Path] = []
-    used: set[Path] = set()
-    for entry in known_runs(base):
-        run = read_run(entry.directory)
-        if newest(run) < limit and not steps.scheduler_of(run).poll(run).active:
-            gone.append(entry.directory)
-        elif run.snapshot is not None:
-            used.add(Path(run.snapshot.path))
-    snapshots = base / "snapshots"
-    if snapshots.is_dir():
-        gone.extend(path for path in snapshots.iterdir() if path not in used and path.stat().st_mtime < limit)
-    return [_measured(path) for path in gone]
-
-
-def remove(leftover: Leftover) -> None:
-    """Delete a run directory or a snapshot, and nothing else.
-
-    Raises:
-        NexaError: the path is neither.
-    """
-    path = leftover.path
-    is_run = (path / "run.json").is_file() and (path / "submissions").is_dir()
-    is_snapshot = path.parent == home() / "snapshots"
-    if path.is_symlink() or not (is_run or is_snapshot):
-        raise NexaError(f"{path} is neither a run directory nor a snapshot: it stays")
-    # First out of sight, so that half a run is never taken for a whole one.
-    doomed = path.with_name(f".deleting-{path.name}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def newest(run: Run) -> float:
-    """Return when a run was last submitted or reported, seconds since the epoch."""
-    moments = [run.created_at, *(submission.created_at for submission in read_submissions(run.files))]
-    last: datetime = max(moments)
-    report = run.files.report_json
-    return max(last.timestamp(), report.stat().st_mtime if report.exists() else 0.0)
-
-
-def _measured(path: Path) -> Leftover:
-    sizes = [found.lstat().st_size for found in path.rglob("*")]
-    return Leftover(path, sum(sizes), len(sizes) + 1)
-
-
 def find_by_token(token: str) -> Run | None:
     """Find the run whose id ends with a token; None where there is none."""
     found = [entry for entry in known_runs(home()) if entry.id.endswith(f"-{token}")]
     return read_run(found[0].directory) if found else None
+
+
+def _as_reported(run: Run) -> Status | None:
+    """Return what a run's report says, where nothing has happened to the run since: a large run is read in no time."""
+    files = run.files
+    if run.cluster is not None or steps.scheduler_of(run).poll(run).active:
+        return None
+    try:
+        written = files.report_json.stat().st_mtime_ns
+        # Every task that starts or ends is in a journal, and every submission and array task makes a file.
+        touched = [files.submissions, files.status, files.path / "cancelled", *files.submissions.glob("*.journal")]
+        if any(path.stat().st_mtime_ns >= written for path in touched if path.exists()):
+            return None
+        found = CostReport.model_validate_json(files.report_json.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return Status(run, False, found.states, found.end, found.reason, found.actual_usd, bool(found.uncounted))
+
+
+def _says(run: Run, report: str) -> bool:
+    try:
+        return run.files.report_json.read_text(encoding="utf-8") == report and run.files.results.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _spent(run: Run, attempts: Mapping[int, list[Attempt]], active: bool) -> tuple[Decimal | None, bool]:
+    """Return what all attempts have cost so far, and whether some are left out because no end was seen."""
+    now = time.time()
+    known = [
+        max(0.0, now - attempt.started) if active and attempt.ended is None else seconds_of(attempt)
+        for tried in attempts.values()
+        for attempt in tried
+    ]
+    seconds = [span for span in known if span is not None]
+    if known and not seconds:
+        return None, True
+    return attempt_cost(run.config.job, run.price, sum(seconds)), len(seconds) < len(known)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from nexa_infra.scheduling.watch import Poll
@@ -21,30 +22,26 @@ QUIET_SECONDS = 2.0
 
 @contextmanager
 def terminal_line() -> Iterator[Tell]:
-    """Show one updating line on a terminal's standard error, or a plain line a change elsewhere."""
+    """Show one updating line on a terminal's standard error, or a plain line now and then elsewhere.
+
+    A reader that goes away never ends the run: nothing more is told.
+    """
+    if not sys.stderr.isatty():
+        yield _plain_lines()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        told = -QUIET_SECONDS
-
-        def say(poll: Poll) -> None:
-            nonlocal told
-            if poll.over == poll.total or time.monotonic() - told >= QUIET_SECONDS:
-                told = time.monotonic()
-                console.print(str(poll), markup=False, highlight=False, soft_wrap=True)
-
-        yield say
-        return
     columns = (
         TextColumn("trials"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        BarColumn(None, table_column=Column(ratio=1, max_width=24)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
     )
-    with Progress(*columns, console=console) as progress:
+    # The report that follows says all of it, so that the line goes away at the end.
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
         bar = progress.add_task("", total=None)
 
         def tell(poll: Poll) -> None:
@@ -52,3 +49,17 @@ def terminal_line() -> Iterator[Tell]:
             progress.update(bar, total=poll.total, completed=poll.over, description=told)
 
         yield tell
+
+
+def _plain_lines() -> Tell:
+    told = -QUIET_SECONDS
+
+    def say(poll: Poll) -> None:
+        nonlocal told
+        if poll.over == poll.total or time.monotonic() - told >= QUIET_SECONDS:
+            told = time.monotonic()
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"{poll}\n")
+                sys.stderr.flush()
+
+    return say

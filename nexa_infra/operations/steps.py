@@ -6,10 +6,11 @@ import os
 import platform
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from nexa_infra.operations.sync import repository_of, sync_repository
 from nexa_infra.runs.directory import RunDirectory, read_cancelled, write_atomically
 from nexa_infra.runs.index import register
 from nexa_infra.runs.record import Run, Submission, write_run
-from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, read_trials, write_results
+from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, TrialState, read_trials, write_results
 from nexa_infra.scheduling.base import Scheduler
 from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.script import render_script, write_script
@@ -165,7 +166,7 @@ def render(run: Run) -> Run:
     if run.snapshot is None:
         raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")
     _make_directory(run)
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory, **_defaults(run))
+    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster)
     write_script(run.files, script)
     if not run.files.code.is_symlink():
         run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
@@ -186,22 +187,42 @@ async def watch(run: Run) -> AsyncGenerator[Poll, None]:
             yield poll
 
 
+def look(run: Run) -> tuple[Trial, ...]:
+    """Read what became of every trial, and price it; nothing is written."""
+    tasks = scheduler_of(run).tasks(run)
+    return price_trials(run, read_trials(run.files, run.config.trials, tasks))
+
+
 def collect(run: Run) -> tuple[Trial, ...]:
     """Read what became of every trial, price it, and write results.csv."""
-    tasks = scheduler_of(run).tasks(run)
-    trials = price_trials(run, read_trials(run.files, run.config.trials, tasks))
+    trials = look(run)
     write_results(run.files.results, trials)
     return trials
 
 
+def build(run: Run, trials: Sequence[Trial]) -> CostReport:
+    """Build the cost report; nothing is written."""
+    end, reason = ending(run, trials)
+    tails = {trial.index: last_words(run, trial.index, trial.attempt) for trial in failed(trials)[:MOST_TAILS]}
+    return build_report(run, trials, estimate_cost(run), end=end, reason=reason, stderr_tails=tails)
+
+
 def report(run: Run, trials: Sequence[Trial]) -> CostReport:
     """Write the cost report, as JSON and Markdown, and return it."""
-    end, reason = ending(run, trials)
-    tails = {trial.index: last_words(run, trial) for trial in failed(trials)[:MOST_TAILS]}
-    found = build_report(run, trials, estimate_cost(run), end=end, reason=reason, stderr_tails=tails)
-    write_atomically(run.files.report_json, to_json(found))
-    write_atomically(run.files.report_markdown, to_markdown(found))
+    found = build(run, trials)
+    _write_report(run, found)
     return found
+
+
+def write(run: Run, trials: Sequence[Trial], found: CostReport) -> None:
+    """Write what was read and built: results.csv, and the cost report."""
+    write_results(run.files.results, trials)
+    _write_report(run, found)
+
+
+def _write_report(run: Run, found: CostReport) -> None:
+    write_atomically(run.files.report_markdown, to_markdown(found))
+    write_atomically(run.files.report_json, to_json(found))
 
 
 def conclude(run: Run, trials: Sequence[Trial]) -> None:
@@ -231,16 +252,23 @@ def cancel(run: Run, reason: str) -> None:
 
 def ending(run: Run, trials: Sequence[Trial]) -> tuple[RunEnd, str | None]:
     """Say how a run has ended, and why where somebody said so."""
+    return how_ended(run, Counter(trial.state for trial in trials))
+
+
+def how_ended(run: Run, states: Mapping[TrialState, int]) -> tuple[RunEnd, str | None]:
+    """Say how a run has ended, from how many trials are in which state; and why where somebody said so.
+
+    A person's word that came once every trial had ended has cancelled nothing.
+    """
     if run.files.refused.exists():
         return "refused", run.files.refused.read_text(encoding="utf-8").strip()
     stopped = read_cancelled(run.files)
-    if stopped and stopped[0] == "person":
-        return "cancelled", stopped[1]
-    if stopped:
+    unfinished = any(states.get(state) for state in UNFINISHED)
+    if stopped and stopped[0] != "person":
         return "failed", stopped[1]
-    if any(trial.state in UNFINISHED for trial in trials):
-        return "unfinished", None
-    return ("failed", None) if failed(trials) else ("done", None)
+    if unfinished:
+        return ("cancelled", stopped[1]) if stopped else ("unfinished", None)
+    return ("failed" if any(states.get(state) for state in ENDED_BADLY) else "done"), None
 
 
 def failed(trials: Sequence[Trial]) -> list[Trial]:
@@ -248,10 +276,10 @@ def failed(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.state in ENDED_BADLY]
 
 
-def last_words(run: Run, trial: Trial, lines: int = TAIL_LINES) -> str:
-    """Return the last lines that a trial's last attempt wrote to its stderr."""
+def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> str:
+    """Return the last lines that an attempt of a trial wrote to its stderr."""
     try:
-        with run.files.stderr(trial.index, trial.attempt).open("rb") as stream:
+        with run.files.stderr(trial, attempt).open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - 8192))
             text = stream.read().decode("utf-8", "replace")
@@ -267,6 +295,11 @@ def scheduler_of(run: Run) -> Scheduler:
     return LocalScheduler(kill_wait=settings().kill_wait)
 
 
+def ends_with_client(run: Run) -> bool:
+    """Say whether what runs of the run ends with this process, as it does on the local default."""
+    return run.cluster is None and scheduler_of(run).ends_with_client(run)
+
+
 def poll_period(run: Run) -> float:
     """Return the time between two polls of a run, in seconds."""
     return run.cluster.poll_floor if run.cluster else settings().poll_seconds
@@ -278,11 +311,21 @@ def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
     for trial in bad[:5]:
         code = "" if trial.exit_code is None else f" with exit code {trial.exit_code}"
         lines.append(f"  trial {trial.index} ended as {trial.state}{code}")
-        lines.extend(f"    {line}" for line in last_words(run, trial, 5).splitlines())
+        lines.extend(f"    {line}" for line in last_words(run, trial.index, trial.attempt, 5).splitlines())
     if len(bad) > 5:
         lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
     lines.append(f"`nexa-infra retry {run.id}` runs only these again")
     return "\n".join(lines)
+
+
+def _limit(usd: float | Decimal) -> Decimal:
+    try:
+        amount = Decimal(str(usd))
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if not amount.is_finite() or amount < 0:
+        raise ConfigError(Problem("budget_usd", f"must be a number of 0 or more, in USD, not {usd}"))
+    return amount
 
 
 def _make_directory(run: Run) -> None:
@@ -300,11 +343,6 @@ def _keep_out_of_git(workdir: Path) -> None:
     ignore = workdir / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
-
-
-def _defaults(run: Run) -> dict[str, str | None]:
-    cluster = run.cluster
-    return {"partition": cluster.partition, "account": cluster.account} if cluster else {}
 
 
 def _usd(name: str, amount: float | Decimal) -> Decimal:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nexa_infra.errors import SyncError
@@ -51,8 +53,11 @@ def sync_repository(
     size = _checked_size(source, names, rules)
     name = tree_hash(source, names)
     path = target / "snapshots" / name
-    if not path.is_dir() or not _holds(path, names, name):
-        _copy(source, path, names, name)
+    while True:
+        if not path.is_dir() or not _holds(path, names, name):
+            _copy(source, path, names, name)
+        if _claimed(path):
+            break
     where = provenance_of(source)
     return Snapshot(
         hash=name,
@@ -65,6 +70,24 @@ def sync_repository(
         dirty=where.dirty,
         patch=where.patch,
     )
+
+
+@contextmanager
+def snapshots_locked(folder: Path) -> Iterator[None]:
+    """Hold what a folder of snapshots is locked by: none is removed while a run takes one up."""
+    with folder.with_suffix(".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _claimed(path: Path) -> bool:
+    """Mark a snapshot as used now, so that `clean` leaves it until a run names it; False where it has gone since."""
+    with snapshots_locked(path.parent):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def repository_of(folder: Path) -> Path:

@@ -37,11 +37,16 @@ def register(home: Path, run: Run) -> None:
 def known_runs(home: Path) -> list[Entry]:
     """Return the runs that are known under `home`, newest first."""
     found = {entry.id: entry for entry in _listed(home)}
-    runs = home / "runs"
-    if runs.is_dir():
-        for entry in os.scandir(runs):
-            if RunDirectory(Path(entry.path)).record.exists():
-                found[entry.name] = Entry(entry.name, Path(entry.path))
+    try:
+        with os.scandir(home / "runs") as entries:
+            # A name that starts with a dot is a run that is being deleted.
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    for name in names:
+        directory = home / "runs" / name
+        if _is_run(directory):
+            found[name] = Entry(name, directory)
     return sorted(found.values(), key=lambda entry: entry.id, reverse=True)
 
 
@@ -50,16 +55,15 @@ def find_run(name: str, home: Path) -> Run:
 
     Raises:
         RunNotFoundError: none, or several, answer to it.
+        NexaError: its record cannot be read.
     """
-    if "/" in name:
-        if RunDirectory(Path(name)).record.exists():
-            return read_run(Path(name))
-        raise RunNotFoundError(f"{name} is not a run directory: it has no run.json")
+    if "/" in name or name in {".", ".."}:
+        return _at(Path(name).expanduser())
     entries = known_runs(home)
     if not entries:
         raise RunNotFoundError(f"there are no runs under {home} yet: start one with `nexa-infra sweep FILE`")
     if name == "latest":
-        return read_run(entries[0].directory)
+        return _at(entries[0].directory)
     exact = [entry for entry in entries if entry.id == name]
     matching = exact or [entry for entry in entries if name in entry.id]
     if not matching:
@@ -68,17 +72,29 @@ def find_run(name: str, home: Path) -> Run:
             f"the newest is {entries[0].id}; `nexa-infra status` lists them"
         )
     if len(matching) > 1:
-        told = ", ".join(entry.id for entry in matching[:5])
-        raise RunNotFoundError(
-            f"{name!r} fits {len(matching)} runs: say which of {told}{'…' if len(matching) > 5 else ''}"
-        )
-    return read_run(matching[0].directory)
+        told = "".join(f"\n  {entry.id}" for entry in matching[:5])
+        more = f"\n  … and {len(matching) - 5} more" if len(matching) > 5 else ""
+        raise RunNotFoundError(f"{name!r} fits {len(matching)} runs: say which of{told}{more}")
+    return _at(matching[0].directory)
+
+
+def _at(place: Path) -> Run:
+    """Read the run in a directory; one that was moved is where it is now, not where its record says."""
+    if not _is_run(place):
+        raise RunNotFoundError(f"{place} is not a run directory: it has no run.json")
+    run = read_run(place)
+    here = place.resolve()
+    return run if Path(run.directory).resolve() == here else run.model_copy(update={"directory": str(here)})
+
+
+def _is_run(directory: Path) -> bool:
+    return RunDirectory(directory).record.is_file()
 
 
 def _listed(home: Path) -> Iterator[Entry]:
     try:
-        lines = (home / "index.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (home / "index.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
         return
     for line in lines:
         try:
@@ -86,5 +102,5 @@ def _listed(home: Path) -> Iterator[Entry]:
             directory = Path(entry["directory"])
         except (ValueError, KeyError, TypeError):
             continue  # torn by a crash
-        if RunDirectory(directory).record.exists():
+        if _is_run(directory):
             yield Entry(str(entry["id"]), directory)

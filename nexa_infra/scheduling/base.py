@@ -38,5 +38,5 @@ class Scheduler(Protocol):
     def cancel(self, run: Run) -> None:
         """End everything of the run, and return once it has ended."""
 
-    def detach(self, run: Run) -> None:
-        """Stop following the run: what a departing client owes the scheduler."""
+    def ends_with_client(self, run: Run) -> bool:
+        """Say whether what runs of the run ends with this process."""

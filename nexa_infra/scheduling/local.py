@@ -103,9 +103,10 @@ class LocalScheduler:
         if (started := _followed.pop(run.id, None)) is not None:
             started.wait()
 
-    def detach(self, run: Run) -> None:
-        """End the run: local trials end with their client; see `Scheduler.detach`."""
-        self.cancel(run)
+    def ends_with_client(self, run: Run) -> bool:
+        """Say whether this process started the run's supervisor; see `Scheduler.ends_with_client`."""
+        started = _followed.get(run.id)
+        return started is not None and started.poll() is None
 
 
 # The supervisors that this process started, kept so that they are reaped.

@@ -15,6 +15,7 @@ from nexa_infra.spec.sweep import Point
 if TYPE_CHECKING:
     import jinja2
 
+    from nexa_infra.spec.cluster import Cluster
     from nexa_infra.spec.job import Setup, SlurmJob
     from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
@@ -45,16 +46,11 @@ class _Axis:
 
 
 def render_script(
-    config: SweepConfig | TrainingConfig,
-    *,
-    run_id: str,
-    run_dir: str,
-    partition: str | None = None,
-    account: str | None = None,
+    config: SweepConfig | TrainingConfig, *, run_id: str, run_dir: str, cluster: Cluster | None = None
 ) -> Script:
     """Render a run's array script; `run_dir` is the run directory's absolute path on its host.
 
-    `partition` and `account` stand in where the job names none.
+    The cluster's partition and account stand in where the job names none.
     """
     sweep, launcher, job = config.trials, config.launcher, config.job
     template = launcher.template(sweep.base_args)
@@ -75,7 +71,7 @@ def render_script(
         tables[SURVIVORS] = lambda: (str(index) for index in survivors)
     count = len(sweep)
     text = _template().render(
-        options=tuple(sbatch_options(job, partition=partition, account=account)),
+        options=tuple(sbatch_options(job, cluster)),
         title=f"{job.name}: {count:,} {'trials' if count > 1 else 'trial'}, run {run_id}",
         array=array_spec(count, job.array_parallelism),
         run_id=run_id,
@@ -99,12 +95,12 @@ def array_spec(count: int, parallelism: int | None) -> str:
     return f"0-{count - 1}" + (f"%{parallelism}" if parallelism else "")
 
 
-def sbatch_options(job: SlurmJob, *, partition: str | None = None, account: str | None = None) -> Iterator[str]:
+def sbatch_options(job: SlurmJob, cluster: Cluster | None = None) -> Iterator[str]:
     """Yield the `#SBATCH` options of a job; those that hold a path go to sbatch as arguments instead."""
     values: list[tuple[str, object]] = [
         ("job-name", job.name),
-        ("partition", job.partition or partition),
-        ("account", job.account or account),
+        ("partition", job.partition or (cluster.partition if cluster else None)),
+        ("account", job.account or (cluster.account if cluster else None)),
         ("qos", job.qos),
         ("time", job.time),
         ("nodes", job.nodes),

@@ -38,8 +38,8 @@ class Poll:
 async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGenerator[Poll, None]:
     """Yield polls until the run is over, submitting retries and stopping it as its policy says.
 
-    `period` is the time between two polls, in seconds. A follower that is cancelled detaches: on
-    the local default the trials end with it.
+    `period` is the time between two polls, in seconds. A follower that is cancelled ends
+    only what would end with its process anyway.
     """
     policy = policy_of(run)
     started = time.monotonic()
@@ -68,7 +68,8 @@ async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGener
             # A large run takes longer to look at: looking never takes more than a tenth of the time.
             await asyncio.sleep(max(period, 9 * (time.monotonic() - looked)))
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
-        scheduler.detach(run)
+        if scheduler.ends_with_client(run):
+            scheduler.cancel(run)
         raise
 
 

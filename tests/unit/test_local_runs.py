@@ -336,3 +336,17 @@ def test_a_run_cancelled_from_elsewhere_is_told_as_such() -> None:
     client.wait(15)
     with pytest.raises(RunCancelledError):
         steps.conclude(run, trials_of(run))
+
+
+def test_a_second_client_that_is_stopped_leaves_the_first_one_s_trials_alone() -> None:
+    first = a_client(a_sweep('echo $1 >> "$NEXA_RUN_DIR/started"; sleep 1', 4))
+    run = running(1)
+    script = (
+        "import sys; from nexa_infra.operations import manage; from nexa_infra.operations.launch import follow_run\n"
+    )
+    second = subprocess.Popen([sys.executable, "-c", f"{script}follow_run(manage.prepare_resume({run.id!r}))"])
+    time.sleep(1)
+    second.send_signal(signal.SIGINT)
+    assert second.wait(15) != 0
+    assert first.wait(15) == 0
+    assert states(run) == {"completed": 4}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nexa_infra.scheduling.script import render_script, sbatch_options
+from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
@@ -125,8 +126,9 @@ def test_values_of_sbatch_lines_are_quoted_where_sbatch_would_split_them() -> No
 
 
 def test_a_cluster_s_partition_stands_in_where_the_job_names_none() -> None:
-    assert "--partition=gpu" in list(sbatch_options(SlurmJob(), partition="gpu"))
-    assert "--partition=cpu" in list(sbatch_options(SlurmJob(partition="cpu"), partition="gpu"))
+    cluster = Cluster(name="c", workdir="/scratch", partition="gpu")
+    assert "--partition=gpu" in list(sbatch_options(SlurmJob(), cluster))
+    assert "--partition=cpu" in list(sbatch_options(SlurmJob(partition="cpu"), cluster))
 
 
 def run_by_hand(script: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nexa_infra.errors import ConfigError, PriceError, Problem, SubmitError
@@ -19,7 +19,7 @@ from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.script import array_spec, render_script, write_script
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher
-from nexa_infra.spec.load import code_root, read_config
+from nexa_infra.spec.load import code_root, problem_at, read_config
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 from nexa_infra.spec.sweep import SweepDefinition
 
@@ -92,6 +92,8 @@ def prepare_slurm_batch(
         raise ConfigError(Problem("", "give a config, or sweep= and launcher="))
     if config is not None and (sweep or job or launcher):
         raise ConfigError(Problem("", "give a config, or sweep=, job= and launcher=, not both"))
+    if asked.container is not None:
+        raise ConfigError(problem_at(file, "container", "this version runs trials in no image: remove the key"))
     run_id = run_id or f"{asked.job.name}-{secrets.token_hex(4)}"
     folder = Path(output_dir) if output_dir else Path(asked.job.output_dir or ".nexa/batches") / run_id
     directory = RunDirectory(folder.expanduser().resolve())
@@ -124,12 +126,12 @@ def prepare_slurm_batch(
     answer = done.stdout.strip().splitlines()
     if done.returncode or not answer:
         raise SubmitError(f"sbatch refused {directory.script}: {done.stderr.strip() or done.stdout.strip()}")
-    return SlurmBatchArtifacts(**{**made.__dict__, "submitted": True, "job_ids": (answer[-1].split(";")[0],)})
+    return replace(made, submitted=True, job_ids=(answer[-1].split(";")[0],))
 
 
 def preview_batch(run: Run, estimate: CostEstimate) -> SlurmBatchArtifacts:
     """Show what a run would submit; nothing is written."""
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory)
+    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster)
     return SlurmBatchArtifacts(
         run_id=run.id,
         script_text=script.text,
