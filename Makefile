@@ -1,7 +1,7 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run up down test lint format screenshots bench clean
+.PHONY: help install run up down test chaos lint format screenshots bench clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
@@ -30,6 +30,9 @@ down: ## stop them
 
 test: lint ## check everything, and run every test (PYTEST="-k word" for some)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+
+chaos: install ## end clients at random instants, many times over (NEXA_CHAOS_SEED=N for other instants)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" NEXA_CHAOS_ROUNDS=$${NEXA_CHAOS_ROUNDS:-60} $(BIN)/python -m pytest tests/chaos $(PYTEST)
 
 lint: install ## ruff, mypy and the import contract
 	@$(BIN)/ruff check .

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -15,218 +18,183 @@ from nexa_infra.errors import ConfigError, NexaError, Problem
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
 
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("nexa-infra")
+
+
 app = cyclopts.App(
     name="nexa-infra",
-    help="Sweeps and training runs, here or on Slurm: started, followed, and what they cost.",
+    help=(
+        "Sweeps and trainings, here or on Slurm: started, followed, and priced.\n\n"
+        "A RUN is a run's id, a part of it that only one has, `latest`, or its directory."
+    ),
+    version=_version,
     version_flags=["--version"],
 )
 
+File = Annotated[Path, Parameter(help="the YAML file that says what to run")]
+Name = Annotated[str, Parameter(help="an id, a part of one, `latest`, or a directory")]
 Overrides = Annotated[
-    list[str] | None, Parameter(name=["--set", "-s"], help="key.path=value, in place of the file's", negative="")
+    list[str] | None, Parameter(name=["--set", "-s"], help="KEY.PATH=VALUE, in place of the file's", negative="")
 ]
-Budget = Annotated[float | None, Parameter(name="--budget", help="refuse a run that is projected to cost more, USD")]
-Preview = Annotated[bool, Parameter(name="--preview", help="show script, trials and cost; start nothing", negative="")]
+Budget = Annotated[float | None, Parameter(name="--budget", help="refuse a run that may cost more than this, USD")]
 
 
-@app.command
-def sweep(file: Path, *, preview: Preview = False, overrides: Overrides = None, budget: Budget = None) -> None:
-    """Run every trial of a sweep, on this machine, and end with its cost report.
-
-    Parameters
-    ----------
-    file
-        The sweep's YAML file.
-    """
-    from nexa_infra.operations.launch import launch_slurm_sweep
-    from nexa_infra.operations.progress import terminal_line
-    from nexa_infra.scheduling.slurm import preview_markdown
-
-    if preview:
-        sys.stdout.write(preview_markdown(launch_slurm_sweep(file, overrides=overrides or (), budget_usd=budget)))
-        return
-    with terminal_line() as tell:
-        made = launch_slurm_sweep(file, submit=True, overrides=overrides or (), budget_usd=budget, tell=tell)
-    _show_report(made.run_id)
+def _flag(text: str, *names: str) -> Parameter:
+    return Parameter(name=list(names) or None, help=text, negative="", show_default=False)
 
 
-@app.command
+Preview = Annotated[bool, _flag("show the trials, the cost and the script; start nothing")]
+
+
+@app.command(sort_key=1)
+def sweep(file: File, /, *, preview: Preview = False, overrides: Overrides = None, budget: Budget = None) -> None:
+    """Run every trial of a sweep here, to its cost report."""
+    from nexa_infra.operations.launch import plan_sweep
+
+    _take(plan_sweep(file, overrides=overrides or (), budget_usd=budget), preview)
+
+
+@app.command(sort_key=2)
 def train(
-    file: Path,
+    file: File,
+    /,
     *,
-    distributed: Annotated[bool, Parameter(help="start it by torchrun, one process a GPU", negative="")] = False,
+    distributed: Annotated[bool, _flag("start it by torchrun, one process a GPU")] = False,
+    preview: Preview = False,
     overrides: Overrides = None,
     budget: Budget = None,
 ) -> None:
-    """Run one training, on this machine, and end with its cost report.
+    """Run one training here, to its cost report."""
+    from nexa_infra.operations.launch import plan_training
 
-    Parameters
-    ----------
-    file
-        The training's YAML file.
-    """
-    from nexa_infra.operations.launch import launch_training_job
-    from nexa_infra.operations.progress import terminal_line
-
-    with terminal_line() as tell:
-        launch_training_job(file, distributed, overrides=overrides or (), budget_usd=budget, tell=tell)
-    _show_report("latest")
+    _take(plan_training(file, distributed, overrides=overrides or (), budget_usd=budget), preview)
 
 
-@app.command
-def status(run: str | None = None) -> None:
-    """Show how the newest runs stand, or one of them.
-
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    """
+@app.command(sort_key=3)
+def status(run: Name | None = None, /) -> None:
+    """Show how the newest runs stand, or one of them."""
     from nexa_infra.operations import manage
+    from nexa_infra.operations.status_text import status_page, status_table
 
-    found = [manage.status(manage.find(run))] if run else list(manage.recent())
+    if run is not None:
+        _say(status_page(manage.status(manage.find(run))))
+        return
+    found = list(manage.recent())
     if not found:
         _say(f"There are no runs under {manage.home()} yet: start one with `nexa-infra sweep FILE`.")
+        return
+    _say(status_table(found))
     for each in found:
-        told = ", ".join(f"{count:,} {state}" for state, count in sorted(each.states.items()))
-        _say(f"{each.run.id}  {each.end:<10}  {told}")
-    if run:
-        _say(f"directory   {found[0].run.directory}")
+        if isinstance(each, tuple):
+            _complain(each[1])
+    if (all_of_them := manage.count()) > len(found):
+        _note(f"These are the newest {len(found)} of {all_of_them:,} runs.")
 
 
-@app.command
+@app.command(sort_key=4)
 def logs(
-    run: str,
-    trial: int | None = None,
+    run: Name,
+    trial: Annotated[int | None, Parameter(help="the trial's index; unset, the array script's own log")] = None,
+    /,
     *,
-    follow: Annotated[bool, Parameter(name=["--follow", "-f"], help="go on until the trial ends", negative="")] = False,
-    stderr: Annotated[bool, Parameter(help="what it wrote to standard error", negative="")] = False,
+    follow: Annotated[bool, _flag("go on until the trial, or the run, ends", "--follow", "-f")] = False,
+    stderr: Annotated[bool, _flag("what the trial wrote to standard error")] = False,
     attempt: Annotated[int | None, Parameter(help="which attempt; unset, the last")] = None,
 ) -> None:
-    """Show what a trial printed; without a trial, what the array script itself said.
+    """Show what a trial printed, or what the array script did."""
+    from nexa_infra.operations.logs import Log, silence, tail
 
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    trial
-        The trial's index.
-    """
-    from nexa_infra.operations.logs import log_path, tail
-
-    found = _find(run)
-    path = log_path(found, trial, attempt=attempt, stderr=stderr)
-    for piece in tail(found, path, trial, follow=follow):
+    if trial is None and (stderr or attempt is not None):
+        raise ConfigError(Problem("", "--stderr and --attempt are of a trial: name one, such as 0", file="logs"))
+    found, log = _find(run), Log(trial, attempt, stderr)
+    silent = True
+    for piece in tail(found, log, follow=follow):
+        silent = False
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+    if silent:
+        _note(silence(found, log))
 
 
-@app.command
-def cancel(run: str) -> None:
-    """End a run: its trials get TERM, then KILL; what they wrote stays.
-
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    """
+@app.command(sort_key=5)
+def cancel(run: Name, /) -> None:
+    """End a run: its trials get TERM, then KILL; their files stay."""
     from nexa_infra.operations import manage
 
     found = manage.cancel(run)
     _say(f"Run {found.id} is cancelled. `nexa-infra resume {found.id}` would go on with it.")
 
 
-@app.command
-def resume(run: str) -> None:
-    """Run what is unfinished of a run: what was interrupted, cancelled, or never started.
-
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    """
+@app.command(sort_key=6)
+def resume(run: Name, /) -> None:
+    """Run what is unfinished: interrupted, cancelled, or never started."""
     from nexa_infra.operations import manage
-    from nexa_infra.operations.launch import follow_run
-    from nexa_infra.operations.progress import terminal_line
 
-    found = manage.prepare_resume(run)
-    with terminal_line() as tell:
-        follow_run(found, tell=tell)
-    _show_report(found.id)
+    _follow(manage.prepare_resume(run))
 
 
-@app.command
-def retry(run: str) -> None:
-    """Run the failed trials of a run again, and only those.
-
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    """
+@app.command(sort_key=7)
+def retry(run: Name, /) -> None:
+    """Run the failed trials of a run again, and only those."""
     from nexa_infra.operations import manage
-    from nexa_infra.operations.launch import follow_run
-    from nexa_infra.operations.progress import terminal_line
 
-    found = manage.prepare_retry(run)
-    with terminal_line() as tell:
-        follow_run(found, tell=tell)
-    _show_report(found.id)
+    _follow(manage.prepare_retry(run))
 
 
-@app.command
-def report(
-    run: str = "latest", *, json: Annotated[bool, Parameter(help="as JSON, for programs", negative="")] = False
-) -> None:
-    """Show what a run was going to cost, did cost, and what the money bought.
+@app.command(sort_key=8)
+def report(run: Name = "latest", /, *, json: Annotated[bool, _flag("as JSON, for programs")] = False) -> None:
+    """Show what a run was to cost, did cost, and what the money bought."""
+    from nexa_infra.monitoring.report import to_json, to_terminal
+    from nexa_infra.operations import manage
 
-    Parameters
-    ----------
-    run
-        A run's id, a part of it, `latest`, or its directory.
-    """
-    _show_report(run, json=json)
+    found = manage.report_of(_find(run))
+    sys.stdout.write(to_json(found) if json else to_terminal(found))
 
 
-@app.command
-def compare(left: str, right: str) -> None:
-    """Set two runs side by side, trial by trial, matched by their parameters.
-
-    Parameters
-    ----------
-    left
-        A run's id, a part of it, `latest`, or its directory.
-    right
-        The other run.
-    """
+@app.command(sort_key=9)
+def compare(left: Name, right: Name, /) -> None:
+    """Set two runs side by side, trials matched by their parameters."""
     from nexa_infra.operations.comparison import comparison_text
 
     _say(comparison_text(_find(left), _find(right)))
 
 
-@app.command
+@app.command(sort_key=10)
 def clean(
     *,
-    older: Annotated[str, Parameter(help="how long ago a run must have ended: 30d, 12h, 45m")] = "30d",
-    dry_run: Annotated[bool, Parameter(help="say what would be removed; remove nothing", negative="")] = False,
+    older: Annotated[str, Parameter(help="how long ago a run was last used, at least: 30d, 12h, 45m")] = "30d",
+    dry_run: Annotated[bool, _flag("say what would be removed; remove nothing")] = False,
 ) -> None:
     """Remove old run directories, and the snapshots that only they used."""
-    from nexa_infra.operations import manage
+    from nexa_infra.operations.clean import leftovers, remove
+    from nexa_infra.operations.clean_text import line, total
 
-    found = manage.leftovers(_seconds(older))
-    total = sum(each.size for each in found)
-    for each in found:
-        _say(
-            f"{'would remove' if dry_run else 'removed'} {each.path}  {each.size / 2**20:,.1f} MiB  {each.files:,} files"
-        )
-        if not dry_run:
-            manage.remove(each)
-    files = sum(each.files for each in found)
-    _say(f"{len(found)} {'to remove' if dry_run else 'removed'}: {total / 2**30:.3f} GiB, {files:,} inodes")
+    gone, stays = leftovers(_seconds(older))
+    removed, failed = [], False
+    for each in gone:
+        try:
+            if not dry_run:
+                remove(each)
+        except (NexaError, OSError) as error:
+            failed = failed or isinstance(error, OSError)
+            _complain(error)
+        else:
+            removed.append(each)
+            _say(line(each))
+    for kept in stays:
+        _note(f"{kept.path} stays: {kept.reason}")
+    _say(total(removed, dry_run=dry_run))
+    if failed:
+        raise SystemExit(1)
 
 
-@app.command
+@app.command(sort_key=11)
 def doctor() -> None:
-    """Look at this machine: what is there, what is wrong with it, and what to do."""
+    """Look at this machine: what is there, what is wrong, what to do."""
     from nexa_infra.operations import manage
     from nexa_infra.provisioning.doctor import check_here
 
@@ -240,23 +208,94 @@ def doctor() -> None:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run a verb; an error is one sentence on standard error, and its kind's exit code."""
+    """Run a verb; an error is one message on standard error, and its kind's exit code.
+
+    0 is done, 1 failed, 2 not understood, 3 refused for its budget, 130 Ctrl-C, 143 SIGTERM.
+    """
+    _mend_streams()
+    code = 0
     try:
-        app(argv, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+        try:
+            app(argv, exit_on_error=False, print_error=False)
+        finally:
+            sys.stdout.flush()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except cyclopts.CycloptsError as error:
+        _note(f"{error}\nSee `nexa-infra {' '.join((*(error.command_chain or ()), '--help'))}`.")
         code = 2
-    except NexaError as error:
-        sys.stderr.write(f"{error}\n")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("cancelled: nothing of it is left running here\n")
-        code = 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone: nothing more can be told
+        # The reader has gone, as `head` does. What is left goes nowhere, at the interpreter's end too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 141
-    else:
-        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        told = _complain(error)
+        if told is None:
+            raise
+        code = told
     raise SystemExit(code)
+
+
+def _take(run: Run, preview: bool) -> None:
+    """Take a planned run to its end, or only show it."""
+    from nexa_infra.monitoring.report_text import counted, money
+    from nexa_infra.operations.steps import estimate_cost
+    from nexa_infra.scheduling.slurm import preview_batch, preview_markdown
+
+    estimate = estimate_cost(run)
+    if preview:
+        sys.stdout.write(preview_markdown(preview_batch(run, estimate)))
+        return
+    cost = "no ceiling" if estimate.ceiling_usd is None else f"at most {money(estimate.ceiling_usd)}"
+    _note(f"run {run.id}: {counted(run.trials, 'trial')}, {cost}")
+    _follow(run)
+
+
+def _follow(run: Run) -> None:
+    """Follow a run to its end, whatever that is, and show its report."""
+    from nexa_infra.operations.launch import follow_run
+    from nexa_infra.operations.progress import terminal_line
+
+    before = _written(run)
+    try:
+        with terminal_line() as tell:
+            follow_run(run, tell=tell)
+    except BaseException as error:
+        if _written(run) != before:  # else it is an earlier end's
+            _show_report(run)
+        if isinstance(error, KeyboardInterrupt):
+            _note(f"cancelled: nothing of it is left running here; {_go_on(run)}")
+            raise SystemExit(130) from None
+        if isinstance(error, SystemExit):
+            _note(f"ended by SIGTERM; {_go_on(run)}")
+        raise
+    _show_report(run)
+
+
+def _written(run: Run) -> int | None:
+    """Return when a run's report was written; None where it has none."""
+    try:
+        return run.files.report_json.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _go_on(run: Run) -> str:
+    if run.files.record.exists():
+        return f"`nexa-infra resume {run.id}` goes on with run {run.id}"
+    return "nothing had been started"
+
+
+def _show_report(run: Run) -> None:
+    """Show a run's report, where it has one; a reader that has gone does not hide how the run ended."""
+    from nexa_infra.monitoring.report import CostReport, to_terminal
+
+    found = CostReport.model_validate_json(run.files.report_json.read_bytes())
+    with suppress(BrokenPipeError):
+        sys.stdout.write(to_terminal(found))
+        sys.stdout.flush()
 
 
 def _find(name: str) -> Run:
@@ -265,17 +304,34 @@ def _find(name: str) -> Run:
     return manage.find(name)
 
 
-def _show_report(name: str, *, json: bool = False) -> None:
-    from nexa_infra.monitoring.report import to_json, to_terminal
-    from nexa_infra.operations.launch import write_report
-
-    found = _find(name)
-    made = write_report(found)
-    sys.stdout.write(to_json(made) if json else to_terminal(made))
-
-
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+
+
+def _note(text: str) -> None:
+    with suppress(OSError):  # nobody is there to be told
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _complain(error: Exception) -> int | None:
+    """Tell of an error that a person can cause, and return its exit code; None for any other, a fault of ours."""
+    from nexa_infra.operations.failures import failure
+
+    told = failure(error)
+    if told is None:
+        return None
+    _note(told[0])
+    return told[1]
+
+
+def _mend_streams() -> None:
+    """Make sure that what is said can be written: streams may be closed, and an encoding may lack characters."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _seconds(text: str) -> float:

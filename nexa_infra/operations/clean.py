@@ -14,13 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from nexa_infra.errors import NexaError
 from nexa_infra.operations import steps
+from nexa_infra.operations.failures import failure
 from nexa_infra.operations.manage import home
 from nexa_infra.operations.sync import snapshots_locked
 from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.index import known_runs
-from nexa_infra.runs.record import Run, read_run, read_submissions
+from nexa_infra.runs.index import known_runs, run_at
+from nexa_infra.runs.record import Run, read_submissions
 
 # What was used this short a time ago may belong to a run that is just being made, whatever a person asks for.
 GRACE_SECONDS = 300.0
@@ -65,11 +68,11 @@ def leftovers(older: float) -> tuple[list[Leftover], list[Staying]]:
             gone.extend(_remains(path, limit))
         elif not path.name.startswith(".") and RunDirectory(path).record.exists():
             try:
-                run = read_run(path)
+                run = run_at(path)
                 used = last_used(run)
-                active = steps.scheduler_of(run).poll(run).active
-            except NexaError as error:
-                stays.append(Staying(path, str(error)))
+                active = _in_use(run)
+            except (NexaError, OSError, ValidationError) as error:
+                stays.append(Staying(path, told[0] if (told := failure(error)) else str(error)))
                 continue
             if used < limit and not active:
                 gone.append(_measured("run", path, used))
@@ -114,15 +117,24 @@ def last_used(run: Run) -> float:
     return max(last.timestamp(), report.stat().st_mtime if report.exists() else 0.0)
 
 
+def _in_use(run: Run) -> bool:
+    """Say whether a run goes on, or is just being made: it has a record, and is about to be submitted."""
+    if steps.scheduler_of(run).poll(run).active:
+        return True
+    if run.files.refused.exists() or read_submissions(run.files):
+        return False
+    return run.created_at.timestamp() > time.time() - GRACE_SECONDS
+
+
 def _hide_run(path: Path, doomed: Path) -> None:
-    run = read_run(path)
+    run = run_at(path)
     # Whoever submits holds this lock: a run is not resumed while it goes, and does not go while it is resumed.
     with (run.files.submissions / "lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NexaError(f"run {run.id} is being submitted: it stays") from None
-        if steps.scheduler_of(run).poll(run).active:
+        if _in_use(run):
             raise NexaError(f"run {run.id} is running again: it stays")
         path.rename(doomed)
 

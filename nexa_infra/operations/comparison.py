@@ -82,16 +82,16 @@ def comparison_text(left: Run, right: Run) -> str:
 def _sums(
     left: Run, right: Run, mine: Sequence[Trial], other: Sequence[Trial], objective: Objective | None
 ) -> Iterator[tuple[str, str, str, str]]:
-    yield *(steps.ending(run, trials)[0] for run, trials in ((left, mine), (right, other))), "", "end"
+    yield steps.ending(left, mine)[0], steps.ending(right, other)[0], "", "end"
     done = [[trial for trial in trials if trial.state == "completed"] for trials in (mine, other)]
     yield _row(len(mine), len(other), "trials", lambda n: f"{n:,.0f}")
     yield _row(len(done[0]), len(done[1]), "completed", lambda n: f"{n:,.0f}")
     hours = [Decimal(sum(trial.seconds for trial in trials)) / 3600 for trials in (mine, other)]
     yield _row(hours[0], hours[1], "hours of all attempts", quantity)
-    yield _row(*(_usd(trials) for trials in (mine, other)), "USD", money)
+    yield _row(_usd(mine), _usd(other), "USD", money)
     if objective:
         best = [_best(trials, objective) for trials in done]
-        yield _row(best[0], best[1], f"best {objective.metric}", lambda n: measured(float(n)))
+        yield _row(best[0], best[1], f"best {objective.metric}", _number)
 
 
 def _usd(trials: Sequence[Trial]) -> Decimal | None:
@@ -116,21 +116,28 @@ def _measure(trial: Trial | None, objective: Objective | None) -> Decimal | None
 
 
 def _line(pair: Compared, objective: Objective | None) -> tuple[str, ...]:
-    values = [_measure(trial, objective) for trial in (pair.left, pair.right)]
-    cells = [
-        "-" if trial is None else trial.state.replace("_", " ") if value is None else measured(float(value))
-        for trial, value in zip((pair.left, pair.right), values, strict=True)
-    ]
+    left, right = _measure(pair.left, objective), _measure(pair.right, objective)
+    cells = _shown(pair.left, left), _shown(pair.right, right), _difference(left, right, _number)
     costs = ["-" if trial is None else money(trial.usd) for trial in (pair.left, pair.right)]
-    return (*cells, _difference(*values, lambda n: measured(float(n))), *costs, assignments(pair.parameters))
+    return (*cells, *costs, assignments(pair.parameters))
+
+
+def _shown(trial: Trial | None, value: Decimal | None) -> str:
+    if trial is None:
+        return "-"
+    return trial.state.replace("_", " ") if value is None else _number(value)
+
+
+def _number(value: Decimal) -> str:
+    return measured(float(value))
 
 
 def _row(
     left: Decimal | int | None, right: Decimal | int | None, name: str, show: Callable[[Decimal], str]
 ) -> tuple[str, str, str, str]:
-    values = [None if value is None else Decimal(value) for value in (left, right)]
-    told = ["unknown" if value is None else show(value) for value in values]
-    return told[0], told[1], _difference(*values, show), name
+    mine, other = (None if value is None else Decimal(value) for value in (left, right))
+    told = ["unknown" if value is None else show(value) for value in (mine, other)]
+    return told[0], told[1], _difference(mine, other, show), name
 
 
 def _difference(left: Decimal | None, right: Decimal | None, show: Callable[[Decimal], str]) -> str:

@@ -15,12 +15,14 @@ _REMEDIES = {
 }
 
 
-def failure(error: NexaError | OSError | ValidationError) -> tuple[str, int]:
-    """Return the message for an error that a person can cause, and the exit code it ends with."""
+def failure(error: Exception) -> tuple[str, int] | None:
+    """Return the message for an error that a person can cause, and the exit code it ends with; None for any other."""
     if isinstance(error, NexaError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return _of_the_system(error), 1
+    if not isinstance(error, ValidationError):
+        return None
     if error.title == "Settings":
         return "\n".join(_of_a_setting(error)), 2
     first = error.errors()[0]

@@ -79,9 +79,7 @@ def launch_training_job(
     elif config_path is None:
         raise ConfigError(Problem("config_path", "give a config file, or the run to resume"))
     else:
-        run = plan_training(
-            config_path, distributed, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd
-        )
+        run = plan_training(config_path, distributed, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd)
     _expect(run, "training")
     _drive(run, tell)
     return write_artifact(run)
@@ -133,26 +131,32 @@ async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifac
             steps.admit(run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
             run = steps.render(run)
-        submission = await _submitted(run)
-        async with aclosing(steps.watch(run)) as polls:
-            async for poll in polls:
-                if tell is not None:
-                    tell(poll)
-    trials = steps.collect(run)
+        for own in (False, True):
+            submission = await _submitted(run)
+            own = own or steps.ends_with_client(run)  # noqa: PLW2901
+            async with aclosing(steps.watch(run)) as polls:
+                async for poll in polls:
+                    if tell is not None:
+                        tell(poll)
+            trials = steps.collect(run)
+            # Another client's trials were followed, and that client has ended: what it left is for this one to run.
+            if own or steps.ending(run, trials)[0] != "unfinished":
+                break
     report = steps.report(run, trials)
     steps.conclude(run, trials)
     return submitted_batch(run, estimate, submission, report)
 
 
 async def _submitted(run: Run) -> Submission:
-    """Submit, in a thread; one who is cancelled meanwhile detaches from what it has submitted all the same."""
+    """Submit, in a thread; one who is cancelled meanwhile still ends what would end with this process."""
     submitting = asyncio.ensure_future(asyncio.to_thread(steps.submit, run))
     try:
         return await asyncio.shield(submitting)
     except asyncio.CancelledError:
         with suppress(NexaError, OSError):
             await submitting
-            await asyncio.to_thread(steps.scheduler_of(run).detach, run)
+            if steps.ends_with_client(run):
+                await asyncio.to_thread(steps.scheduler_of(run).cancel, run)
         raise
 
 
@@ -219,7 +223,7 @@ async def _awaited(road: asyncio.Task[SlurmBatchArtifacts]) -> SlurmBatchArtifac
 
 def _give_word(run: Run) -> None:
     """Record that a person has cancelled a run with Ctrl-C, before anything of it ends."""
-    if run.files.path.exists():
+    if steps.ends_with_client(run):
         mark_cancelled(run.files, "Ctrl-C", by="person")
 
 
@@ -237,9 +241,11 @@ async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
     heard: list[signal.Signals] = []
 
     def hear(number: signal.Signals) -> None:
+        if road.done():
+            return
         heard.append(number)
-        if number == signal.SIGINT and steps.ends_with_client(run):
-            mark_cancelled(run.files, "Ctrl-C", by="person")
+        if number == signal.SIGINT:
+            _give_word(run)
         road.cancel()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -16,8 +16,8 @@ from nexa_infra.errors import NexaError
 from nexa_infra.monitoring.costs import attempt_cost, seconds_of
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
-from nexa_infra.runs.index import Entry, find_run, known_runs
-from nexa_infra.runs.record import Run, read_run
+from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
+from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
 from nexa_infra.scheduling.submit import submit_trials
 from nexa_infra.settings import settings
@@ -60,14 +60,19 @@ def status(run: Run) -> Status:
     return Status(run, active, counts, end, reason, usd, at_least, failed, attempts)
 
 
-def recent(most: int = 20) -> Iterator[Status | tuple[Entry, NexaError]]:
+def recent(most: int = 20) -> Iterator[Status | tuple[Entry, Exception]]:
     """Yield the newest runs and how they stand, or what is wrong with their records."""
     for entry in known_runs(home())[:most]:
         try:
-            run = read_run(entry.directory)
+            run = run_at(entry.directory)
             yield _as_reported(run) or status(run)
-        except NexaError as error:
+        except (NexaError, OSError, ValidationError) as error:
             yield entry, error
+
+
+def count() -> int:
+    """Return how many runs there are."""
+    return len(known_runs(home()))
 
 
 def report_of(run: Run) -> CostReport:
@@ -131,7 +136,7 @@ def cancel(name: str, reason: str = "cancelled by hand") -> Run:
 def find_by_token(token: str) -> Run | None:
     """Find the run whose id ends with a token; None where there is none."""
     found = [entry for entry in known_runs(home()) if entry.id.endswith(f"-{token}")]
-    return read_run(found[0].directory) if found else None
+    return run_at(found[0].directory) if found else None
 
 
 def _as_reported(run: Run) -> Status | None:

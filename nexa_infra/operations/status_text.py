@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from nexa_infra.errors import NexaError
 from nexa_infra.monitoring.report_text import COLUMNS, assignments, clean, money, ranges, shorten, wrap
 from nexa_infra.operations import steps
 from nexa_infra.operations.manage import Status
@@ -20,7 +19,7 @@ _MOST_SUBMISSIONS = 5
 _INDENT = 14
 
 
-def status_table(found: Sequence[Status | tuple[Entry, NexaError]]) -> str:
+def status_table(found: Sequence[Status | tuple[Entry, Exception]]) -> str:
     """Show runs, a line each: how it stands, trials that are done and that failed, what it cost, and its age."""
     rows = [_row(each) if isinstance(each, Status) else (each[0].id, "damaged", "-", "-", "-", "-") for each in found]
     sizes = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
@@ -94,7 +93,10 @@ def _failed(status: Status) -> Iterator[str]:
     if not status.failed:
         return
     run = status.run
-    yield from ("", shorten(f"Failed: trials {ranges(trial for trial, _ in status.failed)}", COLUMNS))
+    yield from (
+        "",
+        shorten(f"Failed: trial{'s' if len(status.failed) > 1 else ''} {ranges(t for t, _ in status.failed)}", COLUMNS),
+    )
     for trial, state in status.failed[:_MOST_FAILED]:
         last = (status.attempts or {}).get(trial, [])[-1:]
         code = f", exit code {last[0].exit_code}" if last and last[0].exit_code is not None else ""
@@ -113,8 +115,9 @@ def _next(status: Status) -> Iterator[str]:
         yield from ("", "End it:", f"  nexa-infra cancel {run.id}")
         return
     if status.failed:
-        words = f" --stderr  or  nexa-infra retry {run.id}"
-        yield from ("", "See why, or run the failed trials again:", f"  nexa-infra logs {run.id} {status.failed[0][0]}{words}")
+        yield from ("", "See why, or run the failed trials again:")
+        yield f"  nexa-infra logs {run.id} {status.failed[0][0]} --stderr"
+        yield f"  nexa-infra retry {run.id}"
     if status.end in {"unfinished", "cancelled"}:
         yield from ("", "Run the unfinished trials:", f"  nexa-infra resume {run.id}")
 

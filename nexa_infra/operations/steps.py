@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -316,16 +316,6 @@ def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
         lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
     lines.append(f"`nexa-infra retry {run.id}` runs only these again")
     return "\n".join(lines)
-
-
-def _limit(usd: float | Decimal) -> Decimal:
-    try:
-        amount = Decimal(str(usd))
-    except InvalidOperation:
-        amount = Decimal("nan")
-    if not amount.is_finite() or amount < 0:
-        raise ConfigError(Problem("budget_usd", f"must be a number of 0 or more, in USD, not {usd}"))
-    return amount
 
 
 def _make_directory(run: Run) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from nexa_infra.errors import HostError
 from nexa_infra.hosts.local import LocalHost
 
 _GIB = 2**30
+_FEW_INODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,30 @@ def _proc() -> str:
 
 
 def _writable(home: Path) -> Check:
-    nearest = next(place for place in (home, *home.parents) if place.exists())
-    fine = os.access(nearest, os.W_OK)
-    return Check(
-        "home", fine, str(home), "" if fine else f"{nearest} cannot be written: set NEXA_HOME to another folder"
-    )
+    """Say whether runs can be made in their home: files in it, and the locks that two clients need."""
+    remedy = "set NEXA_HOME to another folder"
+    try:
+        nearest = _nearest(home)
+        with tempfile.TemporaryFile(dir=nearest) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Check("home", False, f"{home}: {error.strerror}", remedy)
+    return Check("home", True, str(home))
 
 
 def _space(home: Path) -> Check:
-    nearest = next(place for place in (home, *home.parents) if place.exists())
-    free = shutil.disk_usage(nearest).free / _GIB
-    return Check("space", free >= 1, f"{free:.1f} GiB free", "" if free >= 1 else "free some: `nexa-infra clean`")
+    try:
+        disk = os.statvfs(_nearest(home))
+    except OSError as error:
+        return Check("space", False, f"{home}: {error.strerror}", "set NEXA_HOME to another folder")
+    free = disk.f_bavail * disk.f_frsize / _GIB
+    # Some file systems do not count inodes, and say 0 of 0. A trial makes about five files.
+    few = disk.f_files > 0 and disk.f_favail < _FEW_INODES
+    inodes = f", {disk.f_favail:,} inodes" if disk.f_files else ""
+    fine = free >= 1 and not few
+    return Check("space", fine, f"{free:.1f} GiB{inodes} free", "" if fine else "free some: `nexa-infra clean`")
+
+
+def _nearest(home: Path) -> Path:
+    """Return the home, or the folder above it that is there."""
+    return next(place for place in (home, *home.parents) if place.exists())

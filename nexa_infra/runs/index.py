@@ -41,7 +41,7 @@ def known_runs(home: Path) -> list[Entry]:
         with os.scandir(home / "runs") as entries:
             # A name that starts with a dot is a run that is being deleted.
             names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         names = []
     for name in names:
         directory = home / "runs" / name
@@ -58,12 +58,12 @@ def find_run(name: str, home: Path) -> Run:
         NexaError: its record cannot be read.
     """
     if "/" in name or name in {".", ".."}:
-        return _at(Path(name).expanduser())
+        return run_at(Path(name).expanduser())
     entries = known_runs(home)
     if not entries:
         raise RunNotFoundError(f"there are no runs under {home} yet: start one with `nexa-infra sweep FILE`")
     if name == "latest":
-        return _at(entries[0].directory)
+        return run_at(entries[0].directory)
     exact = [entry for entry in entries if entry.id == name]
     matching = exact or [entry for entry in entries if name in entry.id]
     if not matching:
@@ -75,11 +75,16 @@ def find_run(name: str, home: Path) -> Run:
         told = "".join(f"\n  {entry.id}" for entry in matching[:5])
         more = f"\n  … and {len(matching) - 5} more" if len(matching) > 5 else ""
         raise RunNotFoundError(f"{name!r} fits {len(matching)} runs: say which of{told}{more}")
-    return _at(matching[0].directory)
+    return run_at(matching[0].directory)
 
 
-def _at(place: Path) -> Run:
-    """Read the run in a directory; one that was moved is where it is now, not where its record says."""
+def run_at(place: Path) -> Run:
+    """Read the run in a directory; one that was moved or copied is where it is now, not where its record says.
+
+    Raises:
+        RunNotFoundError: it is no run directory.
+        NexaError: its record cannot be read.
+    """
     if not _is_run(place):
         raise RunNotFoundError(f"{place} is not a run directory: it has no run.json")
     run = read_run(place)
@@ -94,7 +99,7 @@ def _is_run(directory: Path) -> bool:
 def _listed(home: Path) -> Iterator[Entry]:
     try:
         lines = (home / "index.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     for line in lines:
         try:

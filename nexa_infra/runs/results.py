@@ -196,7 +196,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Where the trial wrote none, or something other than a JSON object of at most 16 MiB, there are none.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:  # noqa: PTH123 - Path.open knows no opener
+        with open(path, "rb", opener=_without_waiting) as stream:
             raw = stream.read(_MOST_METRICS + 1) or b""
         data = json.loads(raw) if len(raw) <= _MOST_METRICS else None
         return dict(_flatten(data)) if isinstance(data, dict) else {}
@@ -246,11 +246,9 @@ def write_results(path: Path, trials: Iterable[Trial]) -> None:
     taken = set(FIXED_COLUMNS)
     parameters = _columns((name for row in rows for name in row.parameters), "parameters", taken)
     metrics = _columns((name for row in rows for name in row.metrics), "metrics", taken)
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow([*FIXED_COLUMNS[:2], *parameters.values(), *FIXED_COLUMNS[2:], *metrics.values()])
-    for row in rows:
-        table.writerow(
+    lines = [_csv_line([*FIXED_COLUMNS[:2], *parameters.values(), *FIXED_COLUMNS[2:], *metrics.values()])]
+    lines.extend(
+        _csv_line(
             [
                 row.index,
                 row.hash,
@@ -263,7 +261,16 @@ def write_results(path: Path, trials: Iterable[Trial]) -> None:
                 *(_cell(row.metrics.get(name)) for name in metrics),
             ]
         )
-    write_atomically(path, stream.getvalue())
+        for row in rows
+    )
+    write_atomically(path, "".join(lines))
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    # A text with a carriage return is quoted only where lines end in one; Unix tools want lines that do not.
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\r\n").writerow(cells)
+    return stream.getvalue()[:-2] + "\n"
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -52,7 +52,8 @@ def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
     page.get_by_role("button", name="Select a block").click()
     page.get_by_role("option", name=price_list).click()
     page.get_by_role("button", name="Add item").click()
-    page.get_by_role("main").get_by_role("textbox").last.fill("job.array_parallelism=2")
+    overrides = page.get_by_role("group").filter(has=page.get_by_role("button", name="Add item")).last
+    overrides.get_by_role("textbox").fill("job.array_parallelism=2")
     page.get_by_role("button", name="Submit", exact=True).click()
 
     # The form gives way to the deployment's runs, where the new one is named once it has started.
