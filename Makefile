@@ -1,7 +1,7 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run up down test chaos lint format screenshots bench clean
+.PHONY: help install run up down test chaos lint format screenshots bench rig rig-down clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
@@ -14,7 +14,7 @@ LOCAL = $(or $(PYTHON),$(error no Python 3.11 or newer was found: install one, o
 BIN := .venv/bin
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: ## make .venv, with what the tests need
 	@$(LOCAL) install --dev
@@ -46,6 +46,12 @@ format: install ## put the code into ruff's shape
 
 screenshots: install ## take the README's pictures again, from Prefect's UI
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/ui/test_run_form.py --screenshots docs/images
+
+rig: install ## as root: a real Slurm and sshd to try, of the tests' kind
+	@$(BIN)/python -m tests.rig up
+
+rig-down: ## stop them
+	@! test -d .nexa/rig || $(BIN)/python -m tests.rig down
 
 bench: install ## measure, against raw tools and peers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks

@@ -263,29 +263,33 @@ def _journals(directory: RunDirectory) -> list[Path]:
 def _read_tasks(path: Path, active: bool) -> dict[int, tuple[str, int | None, float | None]]:
     """Return each task's state, exit code and end; what an ended supervisor left open was interrupted."""
     found: dict[int, tuple[str, int | None, float | None]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        words = line.split("\t")
-        match words[0]:
-            case "array":
-                found = dict.fromkeys(range(int(words[2])), ("PENDING", None, None))
-            case "start":
-                found[int(words[1])] = ("RUNNING" if active else "INTERRUPTED", None, None)
-            case "end":
-                found[int(words[1])] = (words[2], int(words[3]), float(words[4]))
+    for words in _journal_lines(path):
+        match words:
+            case ["array", _, count]:
+                found = dict.fromkeys(range(int(count)), ("PENDING", None, None))
+            case ["start", task, _]:
+                found[int(task)] = ("RUNNING" if active else "INTERRUPTED", None, None)
+            case ["end", task, state, code, moment]:
+                found[int(task)] = (state, int(code), float(moment))
     return found
 
 
 def _read_journal(path: Path, active: bool) -> Queue:
     tasks = started = 0
     ended: dict[str, int] = {}
-    for line in path.read_text().splitlines():
-        words = line.split("\t")
-        match words[0]:
-            case "array":
-                tasks = int(words[2])
-            case "start":
+    for words in _journal_lines(path):
+        match words:
+            case ["array", _, count]:
+                tasks = int(count)
+            case ["start", _, _]:
                 started += 1
-            case "end":
-                ended[words[2]] = ended.get(words[2], 0) + 1
+            case ["end", _, state, _, _]:
+                ended[state] = ended.get(state, 0) + 1
     over = sum(ended.values())
     return Queue(active, pending=tasks - started, running=started - over if active else 0, ended=ended)
+
+
+def _journal_lines(path: Path) -> list[list[str]]:
+    """Return the words of a journal's whole lines; one that a full disk tore is no line yet."""
+    text = path.read_text() if path.exists() else ""
+    return [line.split("\t") for line in text[: text.rfind("\n") + 1].splitlines()]

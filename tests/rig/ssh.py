@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from deployments.environment import SetupError
 from deployments.processes import MARK, Process
 from tests.rig import accounts as users
 from tests.rig.accounts import Account, Accounts
-from tests.rig.daemons import Daemon, descendants, end, free_ports, listens, sweep
-from tests.rig.slurm import clean_environment
+from tests.rig.daemons import Daemon, descendants, end, free_ports, listens, put, sweep
+from tests.rig.packages import path_with_sbin
+from tests.rig.slurm_parts import clean_environment
 
 HOST = "127.0.0.1"
 
@@ -60,11 +62,20 @@ class SshRig:
     @cached_property
     def sshd(self) -> Daemon:
         """The server itself; each connection is a child of it."""
-        program = shutil.which("sshd") or "/usr/sbin/sshd"  # it starts itself again, and wants to know its place
+        program = (
+            shutil.which("sshd", path=path_with_sbin()) or "/usr/sbin/sshd"
+        )  # it starts itself again, and wants to know its place
         argv = [program, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.log)]
         return Daemon("sshd", self.folder / "daemons", self.accounts.enter(argv), clean_environment())
 
     # -- up and down
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start the server, and wait until it answers.
@@ -85,18 +96,17 @@ class SshRig:
         self.accounts.write()
         if not self._host_key.exists():
             _keygen(self._host_key)
-        self._ca = self.folder / "server" / "ca"
-        if not self._ca.exists():
-            _keygen(self._ca)
+        if not (ca := self.folder / "server" / "ca").exists():
+            _keygen(ca)
         if not self.key.exists():
             self.new_key(self.key.name)
-        self._trust_host_key()
-        (self.folder / "server" / "banner").write_text(self.banner)
+        self.trust_host_key()
+        put(self.folder / "server" / "banner", self.banner)
         lines = [f"{name} {value}" for name, value in {**self._options(), **self.settings}.items()]
         if self.environment:
             pairs = [f'"{name}={value}"' for name, value in self.environment.items()]
             lines.append(f"SetEnv {' '.join(pairs)}")
-        (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        put(self.folder / "sshd_config", "\n".join(lines) + "\n")
 
     def _options(self) -> dict[str, str]:
         place = self.folder / "server"
@@ -135,7 +145,12 @@ class SshRig:
         self._end(kill=False)
         tail = f" {HOST} {self.port}"
         mark = self.sshd.mark
-        sweep(lambda found: found.get(MARK) == mark or found.get("SSH_CONNECTION", "").endswith(tail))
+        sweep(
+            lambda found: (
+                found.get(MARK) == mark
+                or ("SLURM_JOB_ID" not in found and found.get("SSH_CONNECTION", "").endswith(tail))
+            )  # jobs are Slurm's
+        )
 
     # -- bad days
 
@@ -173,13 +188,19 @@ class SshRig:
         """Return how many times the server has let somebody in."""
         return sum("Accepted " in line and " for " in line for line in self.log.read_text().splitlines())
 
+    def forget_logins(self) -> None:
+        """Empty the log: sshd goes on at its start."""
+        if self.log.exists():
+            os.truncate(self.log, 0)
+
     # -- keys
 
     @property
     def _host_key(self) -> Path:
         return self.folder / "server" / "host_ed25519"
 
-    def _trust_host_key(self) -> None:
+    def trust_host_key(self) -> None:
+        """Let the client know the host key that the server has now."""
         kind, key, *_ = self._host_key.with_suffix(".pub").read_text().split()
         self.known_hosts.write_text(f"[{HOST}]:{self.port} {kind} {key}\n")
 
@@ -201,10 +222,12 @@ class SshRig:
 
     # -- use
 
-    def command(self, *remote: str, user: Account = users.ROOT, options: Sequence[str] = ()) -> list[str]:
+    def command(
+        self, *remote: str, user: Account = users.ROOT, key: Path | None = None, options: Sequence[str] = ()
+    ) -> list[str]:
         """Return the ssh command that runs `remote` here, with no configuration but the rig's."""
         return [
-            "ssh", "-F", "none", "-p", str(self.port), "-i", str(self.key), "-o", "IdentitiesOnly=yes",
+            "ssh", "-F", "none", "-p", str(self.port), "-i", str(key or self.key), "-o", "IdentitiesOnly=yes",
             "-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={self.known_hosts}",
             "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes", *options,
             f"{user.name}@{HOST}", *remote,

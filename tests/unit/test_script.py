@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,28 @@ def test_the_script_refuses_a_trial_that_the_sweep_does_not_have(tmp_path: Path)
     done = run_by_hand(path, SLURM_ARRAY_TASK_ID="4", SLURM_ARRAY_JOB_ID="1")
     assert done.returncode == 2
     assert "no trial 4 among 4" in done.stderr
+
+
+def test_the_exit_code_is_right_when_a_signal_comes_as_the_trial_ends(tmp_path: Path) -> None:
+    """Bash itself loses such a child's status now and then, so TERM is aimed at the end, many times."""
+    for place in ("status", "trials", "claims", "code"):
+        (tmp_path / place).mkdir()
+    config = TrainingConfig.model_validate({"launcher": {"type": "command", "command": ["sleep", "0.02"]}})
+    path = tmp_path / "job.sbatch"
+    path.write_text(render_script(config, run_id="r", run_dir=str(tmp_path)).text)
+    environment = {"PATH": "/usr/bin:/bin", "NEXA_SCHEDULER": "local", "SLURM_ARRAY_TASK_ID": "0", "HOSTNAME": "n1"}
+    ends = Counter[str]()
+    for attempt in range(150):
+        script = subprocess.Popen(["bash", str(path), "0", "1"], env=environment | {"SLURM_ARRAY_JOB_ID": str(attempt)})
+        time.sleep(0.022 + 0.01 * (attempt % 15) / 15)
+        script.terminate()
+        script.wait(10)
+        status = tmp_path / "status" / f"{attempt}_0"
+        lines = status.read_text().splitlines() if status.exists() else []
+        if lines and lines[-1].startswith("end"):
+            code, caught = lines[-1].split("\t")[4:6]
+            ends[f"{code} {caught}".strip()] += 1
+    assert ends["0"], "no trial ended by itself, so nothing was tested"
+    assert ends["143 TERM"], "no trial was told to end, so nothing was tested"
+    # The signal that is remembered says that a 0 beside it is no success: the trial was told to end.
+    assert set(ends) <= {"0", "143 TERM", "0 TERM"}, ends

@@ -1,0 +1,32 @@
+"""Real Slurm and real SSH for the tests of this folder that ask for them; the others do without."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig.fixtures import (
+    FIXTURES,
+    _session_folder,
+    rig_folder,
+    slurm,
+    sshd,
+    started_slurm,
+    started_sshd,
+)
+
+__all__ = ["_session_folder", "rig_folder", "slurm", "sshd", "started_slurm", "started_sshd"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the rig, wherever they stand."""
+    for item in items:
+        if FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("rig")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line which tests were left out for want of a rig."""
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "rig" in report.keywords]
+    if left_out:
+        reason = left_out[0].longrepr[2].removeprefix("Skipped: ")
+        terminalreporter.write_line(f"{len(left_out)} tests with real Slurm and SSH were left out: {reason}")
