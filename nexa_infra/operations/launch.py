@@ -16,7 +16,7 @@ from nexa_infra.errors import ConfigError, NexaError, Problem
 from nexa_infra.operations import steps
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
-from nexa_infra.runs.artifact import ArtifactMeta, write_artifact
+from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
@@ -82,7 +82,7 @@ def launch_training_job(
         run = plan_training(config_path, distributed, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd)
     _expect(run, "training")
     _drive(run, tell)
-    return write_artifact(run)
+    return read_artifact(run)
 
 
 def plan_sweep(
@@ -113,14 +113,8 @@ def plan_training(
 
 
 def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
-    """Take a run to its end: a planned one, or one that `prepare_resume` or `prepare_retry` has made ready.
-
-    What a training made is described beside its report, as `launch_training_job` does.
-    """
-    made = _drive(run, tell)
-    if run.kind == "training":
-        write_artifact(run)
-    return made
+    """Take a run to its end: a planned one, or one that `prepare_resume` or `prepare_retry` has made ready."""
+    return _drive(run, tell)
 
 
 async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifacts:

@@ -29,6 +29,7 @@ from nexa_infra.monitoring.prices import PriceBook, price_for
 from nexa_infra.monitoring.report import CostReport, RunEnd, build_report, to_json, to_markdown
 from nexa_infra.monitoring.report_text import money
 from nexa_infra.operations.sync import repository_of, sync_repository
+from nexa_infra.runs.artifact import write_artifact
 from nexa_infra.runs.directory import RunDirectory, read_cancelled, write_atomically
 from nexa_infra.runs.index import register
 from nexa_infra.runs.record import Run, Submission, write_run
@@ -226,7 +227,7 @@ def _write_report(run: Run, found: CostReport) -> None:
 
 
 def conclude(run: Run, trials: Sequence[Trial]) -> None:
-    """Return where the run is done, and raise what else it ended as.
+    """Return where the run is done, what a training made described beside its report; raise what else it ended as.
 
     Raises:
         RunFailedError: trials failed; it says which, with their last words.
@@ -234,6 +235,9 @@ def conclude(run: Run, trials: Sequence[Trial]) -> None:
     """
     end, reason = ending(run, trials)
     match end:
+        case "done":
+            if run.kind == "training":
+                write_artifact(run)
         case "failed":
             raise RunFailedError(_failure(run, trials, reason))
         case "cancelled":

@@ -53,6 +53,11 @@ def write_artifact(run: Run) -> ArtifactMeta:
     return meta
 
 
+def read_artifact(run: Run) -> ArtifactMeta:
+    """Read what `write_artifact` has written."""
+    return ArtifactMeta.model_validate_json((run.files.path / "artifact.json").read_bytes())
+
+
 def _entry(folder: Path, path: Path) -> tuple[str, int, str]:
     with path.open("rb") as stream:
         return (

@@ -78,7 +78,9 @@ def test_a_training_deployment_runs_the_example(deployed: Deployed) -> None:
 
     assert "Flow run finished successfully" in told
     [run] = runs(deployed, "digits-training")
-    assert json.loads((run / "trials" / "0" / "metrics.json").read_text())["accuracy"] > 0.9
+    metrics = json.loads((run / "trials" / "0" / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9
+    assert json.loads((run / "artifact.json").read_text())["metrics"] == metrics
 
 
 def test_a_cancelled_deployment_run_leaves_no_process_within_ten_seconds(deployed: Deployed, tmp_path: Path) -> None:
