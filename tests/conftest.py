@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments.services import Services
+from nexa_infra.runs.record import Run
 from nexa_infra.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say where screenshots go that are to be kept."""
     parser.addoption("--screenshots", metavar="DIR", help="keep the screenshots of the UI tests in this folder")
+
+
+def processes_of(run: Run) -> list[int]:
+    """Every process that carries the run's directory in its environment."""
+    mark = f"NEXA_RUN_DIR={run.directory}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import Attempt, read_attempts
 from nexa_infra.scheduling.local import is_supervised
 from nexa_infra.settings import settings
+from tests.conftest import processes_of
 
 # More by `make chaos`. Read here: a test's own environment has no NEXA_* variables.
 ROUNDS = int(os.environ.get("NEXA_CHAOS_ROUNDS", "6"))
@@ -82,19 +83,6 @@ def verb(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "nexa_infra", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-
-
-def processes_of(run: Run) -> list[int]:
-    """Every process that carries the run's directory in its environment."""
-    mark = f"NEXA_RUN_DIR={run.directory}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
 
 
 def end_at_random(client: subprocess.Popen[str], number: signal.Signals, chance: random.Random) -> None:

@@ -18,7 +18,7 @@ import pytest
 from nexa_infra import launch_slurm_sweep
 from nexa_infra.operations import manage
 from nexa_infra.runs.record import Run
-from tests.conftest import ROOT, PrefectServer
+from tests.conftest import ROOT, PrefectServer, processes_of
 
 # What differs between two runs of the same thing: ids, moments, and what is counted in seconds.
 VARIES = {"id", "run_id", "directory", "created_at", "labels", "flow_run_url"}
@@ -119,18 +119,6 @@ def started(client: subprocess.Popen[bytes]) -> Run:
             run = manage.find("latest")
             if manage.status(run).states.get("running") == 2:
                 return run
-
-
-def processes_of(run: Run) -> list[int]:
-    mark = f"NEXA_RUN_DIR={run.directory}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
 
 
 def flow_run(server: PrefectServer, run: Run) -> Any:

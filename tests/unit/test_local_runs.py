@@ -23,6 +23,7 @@ from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.runs.results import Trial, read_results
 from nexa_infra.scheduling.local import is_supervised
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
+from tests.conftest import processes_of
 
 
 def a_sweep(script: str, count: int = 4, **more: Any) -> SweepConfig:
@@ -58,19 +59,6 @@ def trials_of(run: Run) -> tuple[Trial, ...]:
 
 def states(run: Run) -> Counter[str]:
     return Counter(trial.state for trial in trials_of(run))
-
-
-def processes_of(run: Run) -> list[int]:
-    """Every process that carries the run's directory in its environment."""
-    mark = f"NEXA_RUN_DIR={run.directory}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
 
 
 def wait_for(what: Any, seconds: float = 15.0) -> None:
