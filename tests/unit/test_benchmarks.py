@@ -100,15 +100,13 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> N
         time.sleep(0.02)
 
 
-def test_a_made_run_reads_as_a_real_one_and_its_place_is_removed() -> None:
+@pytest.mark.parametrize("making", [("nexa_infra", "sweep"), ("benchmarks.past_run",)])
+def test_a_made_run_reads_as_a_real_one_and_its_place_is_removed(making: tuple[str, ...]) -> None:
     with place() as here:
-        config = here.sweep(5)
-        for making in (("-m", "nexa_infra", "sweep", config), ("-m", "benchmarks.past_run", config)):
-            here.python(*making)
-            status = here.python("-m", "nexa_infra", "status", "latest").stdout
-            assert "done" in status
-            assert "5 completed" in status
-            assert own_time(here.home).total > 0
-        assert len(list((here.home / "runs").iterdir())) == 2
+        here.python("-m", *making, here.sweep(5))
+        status = here.python("-m", "nexa_infra", "status", "latest").stdout
+        assert "done" in status
+        assert "5 completed" in status
+        assert own_time(here.home).total > 0
 
     assert not here.folder.exists()
