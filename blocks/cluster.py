@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from nexa_infra.blocks.known import KnownFieldsBlock
+from nexa_infra.hosts.login import remember_passphrase
 from nexa_infra.spec.cluster import Cluster, ClusterLimits
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
@@ -213,10 +214,16 @@ class SlurmCluster(KnownFieldsBlock):
     def to_cluster(self, name: str | None = None) -> Cluster:
         """Return the engine's plain model of the cluster, which holds no secret.
 
+        What opens a locked key is told to this process's logins, and goes nowhere else.
+
         Args:
             name: What the cluster is called in records; by default the name that the block was saved under,
                 else its host.
         """
+        if self.key_passphrase is not None:
+            # A block that was loaded without validation holds plain text.
+            secret: SecretStr | str = self.key_passphrase
+            remember_passphrase(self.key_file, secret if isinstance(secret, str) else secret.get_secret_value())
         return Cluster(
             name=name or self._block_document_name or self.host or "login-node",
             host=self.host or None,
@@ -225,6 +232,7 @@ class SlurmCluster(KnownFieldsBlock):
             key_file=self.key_file or None,
             known_hosts=self.known_hosts or None,
             jump_host=self.jump_host or None,
+            keyboard_interactive=self.keyboard_interactive,
             workdir=self.workdir,
             partition=self.partition or None,
             account=self.account or None,

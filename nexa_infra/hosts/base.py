@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +27,20 @@ class Completed:
         return self
 
 
+class ConnectionLostError(HostError):
+    """The connection ended before the answer was whole: whether what was asked was done is not known."""
+
+
 class Host(Protocol):
     """A machine on which commands are run; a command is a list, quoted once, at the edge."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether its files are others than this machine's."""
 
     def run(
         self,
@@ -47,8 +57,28 @@ class Host(Protocol):
             HostError: the command could not be started, or did not end in time.
         """
 
+    def script(self, text: str, *, timeout: float | None = None) -> Completed:
+        """Run a POSIX script by `/bin/sh`, in one round trip; `timeout` is how long it may be silent, in seconds.
+
+        Raises:
+            ConnectionLostError: the answer never came whole; the script may or may not have run.
+            HostError: the host could not be reached; the script has not run.
+        """
+
+    def stream(self, argv: Sequence[str], *, every: float = 0.5) -> Iterator[bytes]:
+        """Yield what a long-lived command, such as `tail -f`, prints; it ends with the iterator.
+
+        Where it prints nothing for `every` seconds, nothing (`b""`) is yielded.
+
+        Raises:
+            HostError: it could not be started, or its connection was cut.
+        """
+
+    def there(self, path: str) -> str:
+        """Return a path on this host, as `rsync` wants it."""
+
     def rsync(self, source: str, destination: str, *, options: Sequence[str] = (), stdin: str | None = None) -> None:
-        """Copy `source`, here, to `destination`, there; `stdin` is for `--files-from=-`.
+        """Copy `source` to `destination`, one of which may be `there(path)`; `stdin` is for `--files-from=-`.
 
         Raises:
             HostError: rsync is missing, or failed.

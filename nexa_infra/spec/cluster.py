@@ -26,6 +26,7 @@ class Cluster(Spec):
     key_file: Line | None = Field(default=None, description="a private key's path here; unset, the agent's keys")
     known_hosts: Line | None = Field(default=None, description="a known_hosts file; unset, the user's own")
     jump_host: Line | None = Field(default=None, description="user@host:port to go through")
+    keyboard_interactive: bool = Field(default=False, description="whether a second factor is asked for in a terminal")
     workdir: Line = Field(description="an absolute path there, for runs/ and snapshots/")
     partition: Line | None = Field(default=None, description="where a job names no partition")
     account: Line | None = Field(default=None, description="where a job names no account")

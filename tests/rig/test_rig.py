@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import paramiko  # type: ignore[import-untyped]
+import paramiko
 import pytest
 
 from deployments.environment import SetupError
