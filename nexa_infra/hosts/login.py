@@ -198,7 +198,10 @@ def _complaint(login: Login, error: Exception) -> str:
                 "" if login.keyboard_interactive else "; where the site asks for a second factor, say so in the block"
             )
             tried = f"the key {login.key_file}" if login.key_file else "the keys of the agent and of ~/.ssh"
-            return f"{where} does not let {user} in with {tried}: check user and key_file, and that `{by_hand}` works by itself{factor} ({error})"
+            return (
+                f"{where} does not let {user} in with {tried}: check user and key_file, and that `{by_hand}` works by "
+                f"itself{factor} ({error})"
+            )
         case socket.gaierror():
             return f"there is no host called {login.host}: check its name, and the VPN ({error.strerror})"
         case TimeoutError():
@@ -216,7 +219,7 @@ def _is_locked(login: Login) -> bool:
         return False
     path = str(Path(login.key_file).expanduser())
     try:
-        paramiko.PKey.from_path(path, _passphrases[path].encode() if path in _passphrases else None)
+        paramiko.PKey.from_path(path, _passphrases.get(path))
     except paramiko.PasswordRequiredException:
         return True
     except (ValueError, TypeError, paramiko.SSHException):

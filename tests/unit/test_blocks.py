@@ -57,6 +57,7 @@ def test_a_cluster_block_makes_the_plain_cluster_with_every_field() -> None:
         "key_file": "~/.ssh/id_ed25519",
         "known_hosts": "~/.ssh/known_hosts",
         "jump_host": "ada@gate.example.org:22",
+        "keyboard_interactive": False,
         "workdir": "/scratch/ada/nexa",
         "partition": "gpu",
         "account": "vision",
