@@ -145,7 +145,7 @@ class SlurmCluster(KnownFieldsBlock):
         json_schema_extra={"position": 16},
     )
 
-    @field_validator("workdir", "host", "user", "key_file", "known_hosts", "jump_host", "partition", "account")
+    @field_validator("host", "user", "key_file", "known_hosts", "jump_host", "partition", "account")
     @classmethod
     def _one_line(cls, text: str) -> str:
         if not text.isprintable():
@@ -155,6 +155,10 @@ class SlurmCluster(KnownFieldsBlock):
     @field_validator("workdir")
     @classmethod
     def _absolute(cls, path: str) -> str:
+        # Any directory's name will do, one with a line end in it, too.
+        path = path.strip()
+        if "\0" in path:
+            raise ValueError("holds a NUL character, which no path can")
         if not path.startswith("/"):
             hint = "; ~ and $VARIABLES are not expanded" if path[:1] in {"~", "$"} else ""
             raise ValueError(f"{path!r} is no absolute path on the cluster: write /scratch/you/nexa{hint}")

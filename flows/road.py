@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,40 +15,50 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled
 
 from nexa_infra.blocks import PriceList, SlurmCluster
-from nexa_infra.errors import NexaError, RunCancelledError
+from nexa_infra.errors import ConfigError, NexaError, Problem, RunCancelledError
+from nexa_infra.hosts.connections import kept_open
 from nexa_infra.monitoring.report import CostReport, to_terminal
-from nexa_infra.operations import steps
+from nexa_infra.operations import launch, steps
 from nexa_infra.operations.launch import reported
 from nexa_infra.operations.manage import find, find_by_token, prepare_resume
 from nexa_infra.runs.record import Run
-from nexa_infra.scheduling.slurm import preview_batch, preview_markdown
+from nexa_infra.scheduling.slurm import preview_markdown
+from nexa_infra.spec.cluster import Cluster
 from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, watch
 from nexa_infra.tasks.names import artifact_key
 from nexa_infra.tasks.report import publish
 
+# A deployment with this tag runs on a cluster, or not at all.
+CLUSTER_REQUIRED = "cluster-required"
+
 
 async def take_the_road(run: Run) -> CostReport | State[None]:
     """Take a run along the road, to its report; a run that ends early has one too."""
-    async with shown(run):
-        await estimate_cost(run)
-        run = await sync(run)
-        run = await render_slurm_array(run)
-        await sbatch_submit(run)
-        await watch(run)
-    trials = await collect(run)
-    report = await cost_report(run, trials)
-    get_run_logger().info("\n%s", to_terminal(report))
-    try:
-        steps.conclude(run, trials)
-    except RunCancelledError as word:
-        return Cancelled(message=str(word))
+    with kept_open(run.cluster):
+        async with shown(run):
+            await estimate_cost(run)
+            run = await sync(run)
+            run = await render_slurm_array(run)
+            for _ in range(2 if run.cluster else 1):
+                await sbatch_submit(run)
+                await watch(run)
+                trials = await collect(run)
+                # What a cluster has forgotten is submitted again, once.
+                if steps.ending(run, trials)[0] != "unfinished":
+                    break
+        report = await cost_report(run, trials)
+        get_run_logger().info("\n%s", to_terminal(report))
+        try:
+            await asyncio.to_thread(steps.conclude, run, trials)
+        except RunCancelledError as word:
+            return Cancelled(message=str(word))
     return report
 
 
 async def preview(run: Run) -> None:
-    """Show what a run would submit, and for how much; nothing is written or started."""
-    estimate = await estimate_cost(run, submit=False)
-    text = preview_markdown(preview_batch(run, estimate))
+    """Show what a run would submit, for how much, and what its cluster says; nothing is written or started."""
+    await estimate_cost(run, submit=False)
+    text = preview_markdown(await asyncio.to_thread(launch.preview, run))
     await acreate_markdown_artifact(text, key=artifact_key("preview", run), description=f"Preview of {run.config_file}")
     get_run_logger().info("Nothing was submitted: this is the preview; set submit to run it")
 
@@ -68,16 +78,17 @@ async def planned(
     A flow run that Prefect starts again plans the same run, and goes on with it.
     """
     if resume.strip():
+        await unlock(await asyncio.to_thread(find, resume.strip()))
         return await asyncio.to_thread(prepare_resume, resume.strip())
+    where = await chosen(cluster)
     token = run_token(runtime.flow_run.id)
     if token and (earlier := await asyncio.to_thread(find_by_token, token)) is not None:
         return earlier
-    cluster_block = await SlurmCluster.aload(cluster) if isinstance(cluster, str) and cluster else cluster or None
     price_block = await PriceList.aload(prices) if isinstance(prices, str) and prices else prices or None
     return await asyncio.to_thread(
         lambda: steps.plan(
             config_file,
-            cluster=cluster_block.to_cluster() if isinstance(cluster_block, SlurmCluster) else None,
+            cluster=where,
             book=price_block.to_book() if isinstance(price_block, PriceList) else None,
             budget_usd=budget_usd,
             overrides=[word for word in overrides if word.strip()],
@@ -87,6 +98,38 @@ async def planned(
             token=token,
         )
     )
+
+
+async def chosen(cluster: SlurmCluster | str | None) -> Cluster | None:
+    """Return the cluster that a flow run was given; None is the machine that it runs on.
+
+    Raises:
+        ConfigError: none is saved under this name, or none was given to a deployment that needs one.
+    """
+    if isinstance(cluster, str) and cluster.strip():
+        name = cluster.strip().removeprefix(f"{SlurmCluster.get_block_type_slug()}/")
+        try:
+            cluster = await SlurmCluster.aload(name)
+        except ValueError as error:
+            message = f"there is no saved cluster {name!r}: `prefect block ls` lists them, and the UI saves one (Blocks)"
+            raise ConfigError(Problem("cluster", message, file="Prefect")) from error
+    if isinstance(cluster, SlurmCluster):
+        return cluster.to_cluster()
+    if CLUSTER_REQUIRED in (runtime.flow_run.tags or ()):
+        message = (
+            "this deployment runs on a Slurm cluster only, and none was chosen: choose a saved one (SlurmCluster in the "
+            "form, -p cluster=NAME on the command line), or run the deployment called default here"
+        )
+        raise ConfigError(Problem("cluster", message, file="Prefect"))
+    return None
+
+
+async def unlock(run: Run) -> None:
+    """Tell this process's logins what opens the key to a run's cluster, where the cluster's saved block says it."""
+    if run.cluster is not None and run.cluster.key_file:
+        with suppress(ValueError):  # it is saved no more, or never was
+            block = await SlurmCluster.aload(run.cluster.name)
+            block.to_cluster()
 
 
 @asynccontextmanager
@@ -127,14 +170,18 @@ def run_name(verb: str) -> str:
 async def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - Prefect names them
     """End the run of a cancelled flow run: Prefect calls this in another process, so it is found by its id."""
     if (run := await asyncio.to_thread(run_of, flow_run)) is not None:
-        await asyncio.to_thread(steps.cancel, run, "cancelled in Prefect")
-        await report_to_prefect(run, str(flow_run.id))
+        await unlock(run)
+        with kept_open(run.cluster):
+            await asyncio.to_thread(steps.cancel, run, "cancelled in Prefect")
+            await report_to_prefect(run, str(flow_run.id))
 
 
 async def close_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - likewise
     """Show the report of a run whose flow run has crashed."""
     if (run := await asyncio.to_thread(run_of, flow_run)) is not None:
-        await report_to_prefect(run, str(flow_run.id))
+        await unlock(run)
+        with kept_open(run.cluster):
+            await report_to_prefect(run, str(flow_run.id))
 
 
 def run_of(flow_run: FlowRun) -> Run | None:

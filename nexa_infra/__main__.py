@@ -17,6 +17,7 @@ from nexa_infra.errors import ConfigError, NexaError, Problem
 
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
+    from nexa_infra.spec.cluster import Cluster
 
 
 def _version() -> str:
@@ -43,6 +44,11 @@ Overrides = Annotated[
 Budget = Annotated[float | None, Parameter(name="--budget", help="refuse a run that may cost more than this, USD")]
 
 
+Where = Annotated[
+    str | None, Parameter(name=["--cluster", "-c"], help="a saved cluster's name, or a cluster file (.yaml)")
+]
+
+
 def _flag(text: str, *names: str) -> Parameter:
     return Parameter(name=list(names) or None, help=text, negative="", show_default=False)
 
@@ -51,11 +57,19 @@ Preview = Annotated[bool, _flag("show the trials, the cost and the script; start
 
 
 @app.command(sort_key=1)
-def sweep(file: File, /, *, preview: Preview = False, overrides: Overrides = None, budget: Budget = None) -> None:
-    """Run every trial of a sweep here, to its cost report."""
+def sweep(
+    file: File,
+    /,
+    *,
+    cluster: Where = None,
+    preview: Preview = False,
+    overrides: Overrides = None,
+    budget: Budget = None,
+) -> None:
+    """Run every trial of a sweep, here or on a cluster, to its cost report."""
     from nexa_infra.operations.launch import plan_sweep
 
-    _take(plan_sweep(file, overrides=overrides or (), budget_usd=budget), preview)
+    _take(plan_sweep(file, cluster=_cluster(cluster), overrides=overrides or (), budget_usd=budget), preview)
 
 
 @app.command(sort_key=2)
@@ -63,15 +77,17 @@ def train(
     file: File,
     /,
     *,
+    cluster: Where = None,
     distributed: Annotated[bool, _flag("start it by torchrun, one process a GPU")] = False,
     preview: Preview = False,
     overrides: Overrides = None,
     budget: Budget = None,
 ) -> None:
-    """Run one training here, to its cost report."""
+    """Run one training, here or on a cluster, to its cost report."""
     from nexa_infra.operations.launch import plan_training
 
-    _take(plan_training(file, distributed, overrides=overrides or (), budget_usd=budget), preview)
+    where = _cluster(cluster)
+    _take(plan_training(file, distributed, cluster=where, overrides=overrides or (), budget_usd=budget), preview)
 
 
 @app.command(sort_key=3)
@@ -151,8 +167,22 @@ def report(run: Name = "latest", /, *, json: Annotated[bool, _flag("as JSON, for
     from nexa_infra.monitoring.report import to_json, to_terminal
     from nexa_infra.operations import manage
 
-    found = manage.report_of(_find(run))
+    found = manage.report_of(_find(run), tell=_note)
     sys.stdout.write(to_json(found) if json else to_terminal(found))
+
+
+@app.command(sort_key=8)
+def fetch(
+    run: Name,
+    trials: Annotated[list[int] | None, Parameter(help="only these trials, by index", negative="")] = None,
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(help="another folder for it than this machine's copy of the run")] = None,
+) -> None:
+    """Copy what a run on a cluster has written to this machine."""
+    from nexa_infra.operations.fetch import fetch as bring
+
+    _say(str(bring(_find(run), to=to, trials=trials or ())))
 
 
 @app.command(sort_key=9)
@@ -193,16 +223,25 @@ def clean(
 
 
 @app.command(sort_key=11)
-def doctor() -> None:
-    """Look at this machine: what is there, what is wrong, what to do."""
+def doctor(
+    cluster: Annotated[str | None, Parameter(help="a saved cluster, or a cluster file; unset, this machine")] = None, /
+) -> None:
+    """Look at this machine, or at a cluster: what is there, what is wrong, what to do."""
     from nexa_infra.operations import manage
-    from nexa_infra.provisioning.doctor import check_here
+    from nexa_infra.provisioning.doctor import check_cluster, check_here
 
-    checks = list(check_here(manage.home()))
+    where = _cluster(cluster)
+    if where is None:
+        checks = list(check_here(manage.home()))
+    else:
+        from nexa_infra.hosts.connections import host_of
+
+        checks = list(check_cluster(where, host_of(where)))
+    wide = max(len(check.name) for check in checks)
     for check in checks:
-        _say(f"{'ok' if check.fine else 'NO':<3} {check.name:<8} {check.found}")
+        _say(f"{'ok' if check.fine else 'NO':<3} {check.name:<{wide}} {check.found}")
         if check.remedy:
-            _say(f"    {'':<8} -> {check.remedy}")
+            _say(f"    {'':<{wide}} -> {check.remedy}")
     if not all(check.fine for check in checks):
         raise SystemExit(1)
 
@@ -238,15 +277,29 @@ def main(argv: list[str] | None = None) -> NoReturn:
     raise SystemExit(code)
 
 
+def _cluster(name: str | None) -> Cluster | None:
+    """Find a cluster: in a file, or among Prefect's saved blocks."""
+    if name is None:
+        return None
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        from nexa_infra.spec.load import load_cluster
+
+        return load_cluster(name)
+    from nexa_infra.blocks.saved import saved_cluster
+
+    return saved_cluster(name)
+
+
 def _take(run: Run, preview: bool) -> None:
     """Take a planned run to its end, or only show it."""
     from nexa_infra.monitoring.report_text import counted, money
+    from nexa_infra.operations.launch import preview as show
     from nexa_infra.operations.steps import estimate_cost
-    from nexa_infra.scheduling.slurm import preview_batch, preview_markdown
+    from nexa_infra.scheduling.slurm import preview_markdown
 
     estimate = estimate_cost(run)
     if preview:
-        sys.stdout.write(preview_markdown(preview_batch(run, estimate)))
+        sys.stdout.write(preview_markdown(show(run)))
         return
     cost = "no ceiling" if estimate.ceiling_usd is None else f"at most {money(estimate.ceiling_usd)}"
     _note(f"run {run.id}: {counted(run.trials, 'trial')}, {cost}")
@@ -269,7 +322,8 @@ def _follow(run: Run) -> None:
             _note(f"cancelled: nothing of it is left running here; {_go_on(run)}")
             raise SystemExit(130) from None
         if isinstance(error, SystemExit):
-            _note(f"ended by SIGTERM; {_go_on(run)}")
+            left = "" if run.cluster is None else ": its jobs go on"
+            _note(f"ended by SIGTERM{left}; {_go_on(run)}")
         raise
     _show_report(run)
 

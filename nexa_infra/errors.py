@@ -68,6 +68,10 @@ class SubmitError(NexaError):
     """The scheduler refused the submission; the message carries its own words."""
 
 
+class UnknownStateError(NexaError):
+    """The scheduler could not say how something stands: it may be anything, and is waited for."""
+
+
 class RunNotFoundError(NexaError):
     """No run has this name here; the message names the nearest."""
 
@@ -76,6 +80,12 @@ class RunNotFoundError(NexaError):
 
 class RunFailedError(NexaError):
     """The run has ended with trials that failed; the message says which, and why."""
+
+
+class DetachedError(NexaError):
+    """A person has left a run on a cluster to itself: its jobs go on."""
+
+    exit_code = 130
 
 
 class RunCancelledError(NexaError):

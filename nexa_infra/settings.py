@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     price_book: Path | None = Field(default=None, description="a price book in place of the bundled one, CSV")
     price_provider: str | None = Field(default=None, description="whose prices to prefer, as the price book has it")
     kill_wait: float = Field(default=3.0, ge=0, description="seconds between TERM and KILL on the local default")
+    patience: float = Field(default=14400, gt=0, description="how long a cluster that does not answer is waited for, s")
+    grace_seconds: float = Field(default=10.0, ge=0, description="time between two look-ups of a lost answer, s")
     poll_seconds: float = Field(default=0.2, gt=0, description="time between two looks at a local run")
 
 

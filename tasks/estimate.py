@@ -19,5 +19,7 @@ async def estimate_cost(run: Run, submit: bool = True) -> CostEstimate:
     ceiling = "no ceiling" if estimate.ceiling_usd is None else f"at most {money(estimate.ceiling_usd)}"
     get_run_logger().info("Run %s: %d trials, projected %s", run.id, run.trials, ceiling)
     if submit and not run.files.record.exists():
-        await asyncio.to_thread(steps.admit, run, estimate)
+        said = await asyncio.to_thread(steps.admit, run, estimate)
+        for note in said.notes:
+            get_run_logger().warning("%s", note)
     return estimate

@@ -1,8 +1,8 @@
-"""What every host can do: run a command, start one, move files."""
+"""What every host can do: run a command, start one, move files; and how a command that failed is told of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,25 @@ class ConnectionLostError(HostError):
     """The connection ended before the answer was whole: whether what was asked was done is not known."""
 
 
+def check_started(program: str, code: int, said: str, where: str, cwd: Path | None = None) -> None:
+    """Raise `HostError` where a shell or env(1) says that there is no such program, or no such folder."""
+    last = said.rstrip().rpartition("\n")[2]
+    if code == 126 and cwd is not None and "cd: " in last:
+        raise HostError(f"the folder {cwd} is not there, or may not be entered, {where}")
+    if code in {126, 127} and (f"exec: {program}: " in last or (last.startswith("env: ") and program in last)):
+        raise HostError(f"{program} is not installed {where}" if code == 127 else f"{program} cannot be run {where}")
+
+
+def check_streamed(program: str, code: int, said: str, where: str) -> None:
+    """Raise `HostError` where a long-lived command did not end of its own will, with 0."""
+    if not code:
+        return
+    check_started(program, code, said, where)
+    if code > 128:
+        raise HostError(f"{program} was ended {where} by signal {code - 128}")
+    raise HostError(f"{program} ended with {code} {where}: {said.strip()[-2000:] or 'it said nothing'}")
+
+
 class Host(Protocol):
     """A machine on which commands are run; a command is a list, quoted once, at the edge."""
 
@@ -51,27 +70,33 @@ class Host(Protocol):
         stdin: str | None = None,
         timeout: float | None = None,
     ) -> Completed:
-        """Run a command to its end; `env` is added to the host's own, `timeout` is in seconds.
+        """Run a command to its end; `env` is added to the host's own.
+
+        `timeout` is how long it may be silent, in seconds. What it leaves in the background is not waited for.
 
         Raises:
-            HostError: the command could not be started, or did not end in time.
+            ConnectionLostError: the answer never came whole; the command may or may not have run.
+            HostError: the command could not be started, or was silent for too long.
         """
 
     def script(self, text: str, *, timeout: float | None = None) -> Completed:
         """Run a POSIX script by `/bin/sh`, in one round trip; `timeout` is how long it may be silent, in seconds.
+
+        Nothing is on its standard input, and what it leaves in the background is not waited for.
 
         Raises:
             ConnectionLostError: the answer never came whole; the script may or may not have run.
             HostError: the host could not be reached; the script has not run.
         """
 
-    def stream(self, argv: Sequence[str], *, every: float = 0.5) -> Iterator[bytes]:
-        """Yield what a long-lived command, such as `tail -f`, prints; it ends with the iterator.
+    def stream(self, argv: Sequence[str], *, every: float = 0.5) -> Generator[bytes, None, None]:
+        """Yield what a long-lived command, such as `tail -f`, prints; it ends when the iterator is closed.
 
         Where it prints nothing for `every` seconds, nothing (`b""`) is yielded.
 
         Raises:
-            HostError: it could not be started, or its connection was cut.
+            ConnectionLostError: the connection was cut.
+            HostError: it could not be started, or it failed.
         """
 
     def there(self, path: str) -> str:
@@ -81,5 +106,6 @@ class Host(Protocol):
         """Copy `source` to `destination`, one of which may be `there(path)`; `stdin` is for `--files-from=-`.
 
         Raises:
+            ConnectionLostError: the connection was cut; what was copied is there, and copying again goes on from it.
             HostError: rsync is missing, or failed.
         """

@@ -6,8 +6,8 @@ import math
 import operator
 import os
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -172,26 +172,61 @@ def seconds_of(attempt: Attempt) -> float | None:
     return attempt.ended - attempt.started
 
 
-def price_trials(run: Run, trials: Iterable[Trial]) -> tuple[Trial, ...]:
+@dataclass(frozen=True)
+class Charge:
+    """What an attempt held, by the scheduler's accounting, and for how long, in seconds."""
+
+    seconds: int
+    cores: int
+    gpus: int
+    billing: int | None = None  # Slurm's billing TRES, by the partition's TRESBillingWeights
+
+    def units(self, price: Price) -> int | None:
+        """Return how many units of a price that is; None where accounting does not say."""
+        if price.unit == "billing-hour":
+            return self.billing
+        return self.gpus if price.unit == "gpu-hour" else self.cores
+
+
+def price_trials(
+    run: Run, trials: Iterable[Trial], charges: Mapping[tuple[int, int], Charge] | None = None
+) -> tuple[Trial, ...]:
     """Fill in what each trial cost, and what of it was wasted on attempts that did not complete.
 
-    Every attempt of a trial that has not completed is waste, and all but the last of one that has.
-    Where an attempt's end was never seen, both are None: unknown.
+    `charges` is accounting's word on attempts, by trial and number; the others are counted by their
+    own clocks, at what the job asked for. Every attempt of a trial that has not completed is waste,
+    and all but the last of one that has. Where nobody saw an attempt's end, all is None: unknown.
     """
-    return tuple(_priced(run, trial) for trial in trials)
+    by_trial: dict[int, dict[int, Charge]] = {}
+    for (trial, number), charge in (charges or {}).items():
+        by_trial.setdefault(trial, {})[number] = charge
+    return tuple(_priced(run, trial, by_trial.get(trial.index, {})) for trial in trials)
 
 
-def _priced(run: Run, trial: Trial) -> Trial:
-    costs: list[Decimal] = []
-    for attempt in trial.attempts:
-        seconds = seconds_of(attempt)
-        if seconds is None:
-            return replace(trial, usd=None, wasted_usd=None)
-        costs.append(attempt_cost(run.config.job, run.price, seconds))
-    if not costs and trial.state not in NEVER_STARTED:
-        return replace(trial, usd=None, wasted_usd=None)
-    wasted = costs[:-1] if trial.state == "completed" else costs
-    return replace(trial, usd=sum(costs, Decimal(0)), wasted_usd=sum(wasted, Decimal(0)))
+def _priced(run: Run, trial: Trial, charges: Mapping[int, Charge]) -> Trial:
+    tried = {attempt.number: seconds_of(attempt) for attempt in trial.attempts}
+    hours = [unit_seconds(run, tried.get(number), charges.get(number)) for number in sorted({*tried, *charges})]
+    known = [span for span in hours if span is not None]
+    if len(known) < len(hours) or (not hours and trial.state not in NEVER_STARTED):
+        return replace(trial, usd=None, wasted_usd=None, unit_hours=None)
+    wasted = known[:-1] if trial.state == "completed" else known
+    price = run.price.usd_per_hour
+    return replace(
+        trial,
+        usd=sum(known, Decimal(0)) * price / _HOUR,
+        wasted_usd=sum(wasted, Decimal(0)) * price / _HOUR,
+        unit_hours=sum(known, Decimal(0)) / _HOUR,
+    )
+
+
+def unit_seconds(run: Run, seconds: float | None, charge: Charge | None) -> Decimal | None:
+    """Return the GPU-seconds or core-seconds of an attempt, by accounting or by its own clock; None is unknown."""
+    if charge is not None:
+        units = charge.units(run.price)
+        return None if units is None else Decimal(units * charge.seconds)
+    if seconds is None or run.price.unit == "billing-hour":
+        return None
+    return run.config.job.nodes * units_per_node(run.config.job, run.price) * _exact(seconds)
 
 
 def _estimate(

@@ -81,6 +81,12 @@ class PriceBook:
         known = {spelling(name): item for name, item in self.aliases.items()}
         return known | {spelling(item): item for item in self.types}
 
+    def names(self, gpu_type: str) -> frozenset[str]:
+        """Return every name that the book has for a GPU type, and the one that is given."""
+        item = self._spellings.get(spelling(gpu_type))
+        known = {alias for alias, name in self.aliases.items() if name == item} | ({item} if item else set())
+        return frozenset({gpu_type, *known})
+
     def find(self, gpu_type: str | None, provider: str | None = None) -> Price:
         """Return the price of a GPU type, or of a core where `gpu_type` is None.
 

@@ -15,7 +15,7 @@ from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
 
-from nexa_infra.monitoring.costs import NEVER_STARTED, CostEstimate, attempt_hours, seconds_of
+from nexa_infra.monitoring.costs import NEVER_STARTED, CostEstimate
 from nexa_infra.monitoring.report_markdown import to_markdown
 from nexa_infra.monitoring.report_model import CostReport, FailedTrial, RankedTrial, RunEnd
 from nexa_infra.monitoring.report_terminal import to_terminal
@@ -46,10 +46,13 @@ def build_report(
     end: RunEnd,
     reason: str | None = None,
     stderr_tails: Mapping[int, str] | None = None,
+    job_ids: Iterable[str] = (),
+    accounted: bool = False,
 ) -> CostReport:
     """Build a run's report from its trials as `price_trials` has filled them in.
 
-    `stderr_tails` holds the last text on standard error of trials that failed, by their index.
+    `stderr_tails` holds the last text on standard error of trials that failed, by their index;
+    `job_ids` are the run's arrays on its cluster. `accounted` says that its accounting counted them.
     """
     trials = tuple(trials)
     objective = run.config.objective
@@ -77,6 +80,8 @@ def build_report(
         commit=snapshot.commit if snapshot else None,
         branch=snapshot.branch if snapshot else None,
         dirty=snapshot.dirty if snapshot and snapshot.commit else None,
+        cluster=run.cluster.name if run.cluster else None,
+        job_ids=tuple(job_ids) if run.cluster else (),
         directory=run.directory,
         flow_run_url=run.labels.get("flow_run_url"),
         trials=len(trials) or run.trials,
@@ -85,7 +90,8 @@ def build_report(
         projected=estimate,
         prices=(run.price,),
         actual_usd=actual,
-        actual_unit_hours=_unit_hours(run, ran) if known else None,
+        actual_unit_hours=sum((trial.unit_hours or Decimal(0) for trial in ran), Decimal(0)) if known else None,
+        accounted=accounted,
         uncounted=uncounted,
         usd_per_trial_mean=sum(priced, Decimal(0)) / len(priced) if priced else None,
         usd_per_trial_median=statistics.median(priced) if priced else None,
@@ -100,12 +106,6 @@ def build_report(
         retry_command=f"python -m nexa_infra retry {run.id}" if failed else None,
         resume_command=f"python -m nexa_infra resume {run.id}" if resumable else None,
     )
-
-
-def _unit_hours(run: Run, trials: Iterable[Trial]) -> Decimal:
-    job, price = run.config.job, run.price
-    seconds = [seconds_of(attempt) for trial in trials if trial.usd is not None for attempt in trial.attempts]
-    return sum((attempt_hours(job, price, span) for span in seconds if span is not None), Decimal(0))
 
 
 def _metric(trial: Trial, objective: Objective | None) -> float | None:
@@ -161,6 +161,7 @@ def _failed(run: Run, trial: Trial, tail: str) -> FailedTrial:
         attempt=trial.attempt,
         exit_code=trial.exit_code,
         signal=_signal(trial.exit_code),
+        reason=_sound(trial.reason),
         parameters=dict(trial.parameters),
         usd=trial.usd,
         stderr=_last_lines(tail),

@@ -35,6 +35,7 @@ def _summary(report: CostReport) -> Iterator[str]:
         ("Trials", words.states(report)),
         ("Created", words.created(report)),
         ("Code", escape(words.code_version(report) or "", 200)),
+        ("Cluster", escape(words.jobs(report) or "", 400)),
         ("Directory", code(report.directory)),
         ("Prefect", link(report.flow_run_url or "")),
     )
@@ -56,6 +57,8 @@ def _cost(report: CostReport) -> Iterator[str]:
     yield from ("", "## Cost", "")
     yield from markdown_table(("", "USD", f"{unit[0].upper()}{unit[1:]}s"), rows, right=(1, 2))
     yield from ("", f"At most: {words.how_projected(report)}.")
+    if told := words.counted_how(report):
+        yield from ("", f"Actual: {told}.")
     if told := words.cost_unknown(report):
         yield from ("", f"{told}.")
     yield from ("", "## Prices used", "")

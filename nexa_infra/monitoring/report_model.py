@@ -39,6 +39,7 @@ class FailedTrial(Record):
     attempt: int = Field(description="the last one's number")
     exit_code: int | None
     signal: str | None = Field(description="what ended it, such as SIGKILL, where the exit code says so")
+    reason: str = Field(default="", description="the scheduler's word on its end, for people; empty where it has none")
     parameters: dict[str, Value]
     usd: Amount | None
     stderr: tuple[str, ...] = Field(description="the last lines of its standard error")
@@ -60,7 +61,9 @@ class CostReport(Record):
     commit: str | None
     branch: str | None
     dirty: bool | None = Field(description="whether the code had changes that no commit holds")
-    directory: str
+    cluster: str | None = Field(default=None, description="where it ran; null is this machine")
+    job_ids: tuple[str, ...] = Field(default=(), description="of its arrays on the cluster, in the order of submission")
+    directory: str = Field(description="on the host that ran it")
     flow_run_url: str | None = Field(description="its address in Prefect's UI")
 
     trials: int
@@ -71,6 +74,9 @@ class CostReport(Record):
     prices: tuple[Price, ...]
     actual_usd: Amount | None = Field(description="of the trials whose cost is known; null where none is")
     actual_unit_hours: Amount | None = Field(description="GPU-hours or core-hours of the same trials")
+    accounted: bool = Field(
+        default=False, description="whether seconds and resources are from the cluster's accounting"
+    )
     uncounted: int = Field(description="trials that ran at an unknown cost; the actual amounts lack them")
     usd_per_trial_mean: Amount | None = Field(description="over the trials that ran at a known cost")
     usd_per_trial_median: Amount | None

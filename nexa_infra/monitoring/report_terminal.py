@@ -54,6 +54,8 @@ def _summary(report: CostReport) -> Iterator[str]:
         yield f"{' ' * _INDENT}{line}"
     yield ""
     yield from _place("Run", report.run_id)
+    if told := words.jobs(report):
+        yield from _field("Cluster", told)
     yield from _place("Directory", report.directory)
     if report.flow_run_url:
         yield from _place("Prefect", report.flow_run_url)
@@ -70,6 +72,8 @@ def _cost(report: CostReport) -> Iterator[str]:
     expected = report.projected.expectation_usd
     yield ""
     yield from _field("Cost", f"{usd} for {hours} {unit}")
+    if told := words.counted_how(report):
+        yield from _field("", told)
     if a_trial:
         yield from _field("A trial", f"mean {a_trial[0]}, median {a_trial[1]}")
     if report.wasted_usd:

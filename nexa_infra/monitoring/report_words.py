@@ -105,6 +105,23 @@ def left_out(report: CostReport) -> str | None:
     return f"{told}: {clean(report.objective.metric)} is missing, or no finite number"
 
 
+def jobs(report: CostReport) -> str | None:
+    """Name the cluster and the run's arrays on it."""
+    if report.cluster is None:
+        return None
+    ids = f", {'job' if len(report.job_ids) == 1 else 'jobs'} {', '.join(report.job_ids)}" if report.job_ids else ""
+    return f"{clean(report.cluster)}{ids}"
+
+
+def counted_how(report: CostReport) -> str | None:
+    """Say who counted the actual cost, where it is not this package alone."""
+    if report.cluster is None or report.actual_usd is None:
+        return None
+    if report.accounted:
+        return "counted by the cluster's accounting (sacct), every attempt"
+    return "counted by the trials' own clocks, at what the job asked for: the cluster's accounting said nothing"
+
+
 def cost_unknown(report: CostReport) -> str | None:
     """Say how many trials the actual amounts lack."""
     if not report.uncounted:
@@ -113,7 +130,9 @@ def cost_unknown(report: CostReport) -> str | None:
 
 
 def ending(trial: FailedTrial) -> str:
-    """Say how a trial failed."""
+    """Say how a trial failed: in the scheduler's words where it ended it."""
+    if trial.reason:
+        return f"{trial.reason}, attempt {trial.attempt}" if trial.attempt > 1 else trial.reason
     told = trial.state.replace("_", " ")
     told += f", exit code {trial.exit_code}" if trial.exit_code is not None else ", no exit code"
     told += f" ({trial.signal})" if trial.signal else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -12,7 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_infra.errors import ConfigError, NexaError, Problem
+from nexa_infra.errors import ConfigError, DetachedError, NexaError, Problem
+from nexa_infra.hosts.connections import kept_open
 from nexa_infra.operations import steps
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
@@ -25,6 +27,9 @@ from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from nexa_infra.monitoring.report import CostReport
+
+# How long after a first Ctrl-C a second one cancels what runs on a cluster, seconds.
+SECOND_WORD = 3.0
 
 
 def launch_slurm_sweep(
@@ -55,7 +60,7 @@ def launch_slurm_sweep(
         run = plan_sweep(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd)
     _expect(run, "sweep")
     if not submit and resume is None:
-        return preview_batch(run, steps.estimate_cost(run))
+        return preview(run)
     return _drive(run, tell)
 
 
@@ -112,6 +117,12 @@ def plan_training(
     return run
 
 
+def preview(run: Run) -> SlurmBatchArtifacts:
+    """Show what a run would submit, for how much, and what its cluster says to it; nothing is changed anywhere."""
+    with kept_open(run.cluster):
+        return preview_batch(run, steps.estimate_cost(run), steps.check(run))
+
+
 def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
     """Take a run to its end: a planned one, or one that `prepare_resume` or `prepare_retry` has made ready."""
     return _drive(run, tell)
@@ -119,12 +130,17 @@ def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
 
 async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifacts:
     """Take a planned run along the road, or an earlier one along what is left of it."""
+    with kept_open(run.cluster):
+        return await _along_the_road(run, tell)
+
+
+async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
     async with reported(run):
         estimate = steps.estimate_cost(run)
         if not run.files.record.exists():
-            steps.admit(run, estimate)
+            await asyncio.to_thread(steps.admit, run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
-            run = steps.render(run)
+            run = await asyncio.to_thread(steps.render, run)
         for own in (False, True):
             submission = await _submitted(run)
             own = own or steps.ends_with_client(run)  # noqa: PLW2901
@@ -132,12 +148,12 @@ async def take_the_road(run: Run, tell: Tell | None = None) -> SlurmBatchArtifac
                 async for poll in polls:
                     if tell is not None:
                         tell(poll)
-            trials = steps.collect(run)
+            trials = await asyncio.to_thread(steps.collect, run)
             # Another client's trials were followed, and that client has ended: what it left is for this one to run.
             if own or steps.ending(run, trials)[0] != "unfinished":
                 break
-    report = steps.report(run, trials)
-    steps.conclude(run, trials)
+    report = await asyncio.to_thread(steps.report, run, trials)
+    await asyncio.to_thread(steps.conclude, run, trials)
     return submitted_batch(run, estimate, submission, report)
 
 
@@ -152,6 +168,21 @@ async def _submitted(run: Run) -> Submission:
             if steps.ends_with_client(run):
                 await asyncio.to_thread(steps.scheduler_of(run).cancel, run)
         raise
+
+
+async def _hear_again(run: Run, second: asyncio.Event) -> None:
+    """Wait a moment for a second Ctrl-C, which cancels what runs on a cluster."""
+    sys.stderr.write("detached: its jobs go on. Ctrl-C again, now, cancels them\n")
+    try:
+        await asyncio.wait_for(second.wait(), SECOND_WORD)
+    except TimeoutError:
+        raise DetachedError(
+            f"run {run.id} goes on without this client: `nexa-infra resume {run.id}` follows it, "
+            f"`nexa-infra cancel {run.id}` ends it"
+        ) from None
+    sys.stderr.write("cancelling\n")
+    with kept_open(run.cluster):
+        await asyncio.to_thread(steps.cancel, run, "Ctrl-C, twice")
 
 
 @asynccontextmanager
@@ -217,15 +248,19 @@ async def _awaited(road: asyncio.Task[SlurmBatchArtifacts]) -> SlurmBatchArtifac
 
 def _give_word(run: Run) -> None:
     """Record that a person has cancelled a run with Ctrl-C, before anything of it ends."""
-    if steps.ends_with_client(run):
+    if run.cluster is None and steps.ends_with_client(run):
         mark_cancelled(run.files, "Ctrl-C", by="person")
 
 
 async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
     """Take the road; Ctrl-C is a person's word and cancels the run, SIGTERM only ends this client.
 
+    On a cluster the first Ctrl-C only detaches: its jobs go on. A second one, within `SECOND_WORD`
+    seconds, cancels them.
+
     Raises:
         KeyboardInterrupt: after Ctrl-C, once nothing of the run is left running here.
+        DetachedError: after one Ctrl-C on a cluster.
         SystemExit: likewise after SIGTERM.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -234,7 +269,11 @@ async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
     road = asyncio.ensure_future(take_the_road(run, tell))
     heard: list[signal.Signals] = []
 
+    second = asyncio.Event()
+
     def hear(number: signal.Signals) -> None:
+        if heard and heard[0] == number == signal.SIGINT:
+            second.set()
         if road.done():
             return
         heard.append(number)
@@ -252,6 +291,8 @@ async def _interruptible(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
             raise
         if heard[0] == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM) from None
+        if run.cluster is not None and run.files.record.exists():
+            await _hear_again(run, second)
         raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():

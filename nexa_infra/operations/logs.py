@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nexa_infra.errors import RunNotFoundError
+from nexa_infra.hosts.connections import host_of
 from nexa_infra.operations import steps
+from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.runs.results import read_states
 
@@ -36,9 +39,13 @@ def tail(run: Run, log: Log, *, follow: bool) -> Iterator[bytes]:
     Raises:
         RunNotFoundError: the run has no such trial, or the trial no such attempt.
     """
+    if run.mirror is not None:
+        yield from _tail_there(run, log, follow=follow)
+        return
     path, going = _look(run, log)
     looked = time.monotonic()
     offset, cost = 0, 0.0
+    patience = _look_seconds(run)
     while True:
         for piece in _pieces(path, offset):
             offset += len(piece)
@@ -47,7 +54,7 @@ def tail(run: Run, log: Log, *, follow: bool) -> Iterator[bytes]:
             return
         time.sleep(_LOOK_SECONDS)
         # A large run takes longer to look at: looking never takes more than a tenth of the time.
-        if time.monotonic() - looked >= max(_LOOK_SECONDS, 9 * cost):
+        if time.monotonic() - looked >= max(patience, 9 * cost):
             started = time.monotonic()
             newest, going = _look(run, log)
             looked = time.monotonic()
@@ -55,6 +62,36 @@ def tail(run: Run, log: Log, *, follow: bool) -> Iterator[bytes]:
             if newest != path:
                 yield from _pieces(path, offset)
                 path, offset = newest, 0
+
+
+def _tail_there(run: Run, log: Log, *, follow: bool) -> Iterator[bytes]:
+    """Yield the bytes of a log on another host, by `cat` or by one `tail -F` that goes on as long as more may come."""
+    host = host_of(run.cluster)
+    path, going = _look(run, log)
+    if not (follow and going):
+        done = host.run(["cat", "--", str(path)])
+        if done.returncode == 0:
+            yield done.stdout.encode("utf-8", "surrogateescape")
+        return
+    looked = time.monotonic()
+    with closing(host.stream(["tail", "-c", "+1", "-F", "--", str(path)])) as pieces:
+        for piece in pieces:
+            yield piece
+            if piece:
+                continue
+            if not going:
+                return  # nothing came since it was seen to have ended
+            if time.monotonic() - looked >= _look_seconds(run):
+                newest, going = _look(run, log)
+                looked = time.monotonic()
+                if newest != path:
+                    break
+    yield from _tail_there(run, log, follow=follow)
+
+
+def _look_seconds(run: Run) -> float:
+    """Return how often it is asked whether more may come: a cluster no oftener than by its polls."""
+    return run.cluster.poll_floor if run.cluster else _LOOK_SECONDS
 
 
 def silence(run: Run, log: Log) -> str:
@@ -65,8 +102,9 @@ def silence(run: Run, log: Log) -> str:
             f"`nexa-infra logs {run.id} TRIAL` shows what a trial printed"
         )
     path, going = _look(run, log)
+    started = host_of(run.cluster).run(["test", "-e", str(path)]).returncode == 0
     stream = "standard error" if log.stderr else "standard output"
-    if path.exists():
+    if started:
         return f"trial {log.trial} of run {run.id} has written nothing to its {stream}{' yet' if going else ''}"
     return f"trial {log.trial} of run {run.id} has not started{' yet: -f waits for it' if going else ''}"
 
@@ -75,8 +113,9 @@ def _look(run: Run, log: Log) -> tuple[Path, bool]:
     """Return the file that holds a log now, and whether more of it may come."""
     scheduler = steps.scheduler_of(run)
     active = scheduler.poll(run).active or _starting(run)
+    files = RunDirectory(Path(run.directory))
     if log.trial is None:
-        return run.files.log, active
+        return files.log, active
     if not 0 <= log.trial < run.trials:
         raise RunNotFoundError(f"run {run.id} has trials 0 to {run.trials - 1}: there is no trial {log.trial}")
     states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
@@ -89,7 +128,7 @@ def _look(run: Run, log: Log) -> tuple[Path, bool]:
     else:
         going = active and states[log.trial] in {"pending", "running"}
     number = log.attempt or max(tried, default=1)
-    file = run.files.stderr if log.stderr else run.files.stdout
+    file = files.stderr if log.stderr else files.stdout
     return file(log.trial, number), going
 
 

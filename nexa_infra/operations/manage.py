@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nexa_infra.errors import NexaError
-from nexa_infra.monitoring.costs import attempt_cost, seconds_of
+from nexa_infra.errors import HostError, NexaError
+from nexa_infra.monitoring.costs import seconds_of, unit_seconds
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
+from nexa_infra.scheduling.slurm.scheduler import charges_of
 from nexa_infra.scheduling.submit import submit_trials
-from nexa_infra.settings import settings
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Status:
 
 def home() -> Path:
     """Return where the local default keeps its runs."""
-    return settings().home.expanduser().resolve()
+    return steps.home()
 
 
 def find(name: str) -> Run:
@@ -62,10 +62,18 @@ def status(run: Run) -> Status:
 
 def recent(most: int = 20) -> Iterator[Status | tuple[Entry, Exception]]:
     """Yield the newest runs and how they stand, or what is wrong with their records."""
+    silent: dict[str, HostError] = {}  # a cluster that does not answer is asked once
     for entry in known_runs(home())[:most]:
         try:
             run = run_at(entry.directory)
-            yield _as_reported(run) or status(run)
+            if (found := _as_reported(run)) is None and run.cluster and run.cluster.name in silent:
+                yield entry, silent[run.cluster.name]
+                continue
+            yield found or status(run)
+        except HostError as error:
+            if run.cluster is not None:
+                silent[run.cluster.name] = error
+            yield entry, error
         except (NexaError, OSError, ValidationError) as error:
             yield entry, error
 
@@ -75,9 +83,18 @@ def count() -> int:
     return len(known_runs(home()))
 
 
-def report_of(run: Run) -> CostReport:
-    """Return a run's report as it stands now; files that say otherwise, as after a kill, are written again."""
-    trials = steps.look(run)
+def report_of(run: Run, tell: Callable[[str], None] | None = None) -> CostReport:
+    """Return a run's report as it stands now; files that say otherwise, as after a kill, are written again.
+
+    Where the run's cluster cannot be reached, it is the last report that was written here; `tell` is told so.
+    """
+    try:
+        trials = steps.look(run)
+    except HostError as error:
+        if tell is None or not run.files.report_json.exists():
+            raise
+        tell(f"this is the report as it was last written here: {error}")
+        return CostReport.model_validate_json(run.files.report_json.read_bytes())
     found = steps.build(run, trials)
     if not _says(run, to_json(found)) and not steps.scheduler_of(run).poll(run).active:
         # A run that somebody else owns, or a disk that is full, can be read all the same.
@@ -91,8 +108,9 @@ def prepare_resume(name: str) -> Run:
     run = find(name)
     if run.files.refused.exists():
         raise NexaError(f"run {run.id} was refused, so there is nothing to resume: start it anew under a larger budget")
-    if not steps.scheduler_of(run).poll(run).active:
-        run.files.cancelled.unlink(missing_ok=True)
+    scheduler = steps.scheduler_of(run)
+    if not scheduler.poll(run).active:
+        scheduler.reopen(run)
     return run
 
 
@@ -114,7 +132,7 @@ def prepare_retry(name: str) -> Run:
         left = sum(state in UNFINISHED for state in states)
         hint = f"; {left} are unfinished, `nexa-infra resume {run.id}` runs those" if left else ""
         raise NexaError(f"no trial of run {run.id} failed, so there is nothing to retry{hint}")
-    run.files.cancelled.unlink(missing_ok=True)
+    scheduler.reopen(run)
     submit_trials(run, scheduler, [(t, attempts[t][-1].number + 1 if t in attempts else 1) for t in failed])
     return run
 
@@ -142,7 +160,7 @@ def find_by_token(token: str) -> Run | None:
 def _as_reported(run: Run) -> Status | None:
     """Return what a run's report says, where nothing has happened to the run since: a large run is read in no time."""
     files = run.files
-    if run.cluster is not None or steps.scheduler_of(run).poll(run).active:
+    if run.cluster is None and steps.scheduler_of(run).poll(run).active:
         return None
     try:
         written = files.report_json.stat().st_mtime_ns
@@ -153,6 +171,8 @@ def _as_reported(run: Run) -> Status | None:
         found = CostReport.model_validate_json(files.report_json.read_bytes())
     except (OSError, ValidationError):
         return None
+    if run.cluster is not None and found.end == "unfinished":
+        return None  # its client has left it: it may have gone on since
     return Status(run, False, found.states, found.end, found.reason, found.actual_usd, bool(found.uncounted))
 
 
@@ -166,12 +186,17 @@ def _says(run: Run, report: str) -> bool:
 def _spent(run: Run, attempts: Mapping[int, list[Attempt]], active: bool) -> tuple[Decimal | None, bool]:
     """Return what all attempts have cost so far, and whether some are left out because no end was seen."""
     now = time.time()
+    charges = charges_of(run)
     known = [
-        max(0.0, now - attempt.started) if active and attempt.ended is None else seconds_of(attempt)
+        unit_seconds(
+            run,
+            max(0.0, now - attempt.started) if active and attempt.ended is None else seconds_of(attempt),
+            charges.get((attempt.trial, attempt.number)),
+        )
         for tried in attempts.values()
         for attempt in tried
     ]
-    seconds = [span for span in known if span is not None]
-    if known and not seconds:
+    held = [span for span in known if span is not None]
+    if known and not held:
         return None, True
-    return attempt_cost(run.config.job, run.price, sum(seconds)), len(seconds) < len(known)
+    return sum(held, Decimal(0)) * run.price.usd_per_hour / 3600, len(held) < len(known)

@@ -46,7 +46,7 @@ def terminal_line() -> Iterator[Tell]:
 
         def tell(poll: Poll) -> None:
             told = ", ".join(f"{count:,} {state}" for state, count in poll.states.items() if state != "pending")
-            progress.update(bar, total=poll.total, completed=poll.over, description=told)
+            progress.update(bar, total=poll.total, completed=poll.over, description="; ".join([told, *poll.notes]))
 
         yield tell
 

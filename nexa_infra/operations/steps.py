@@ -8,7 +8,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -17,13 +17,14 @@ from pathlib import Path
 from nexa_infra.errors import (
     BudgetError,
     ConfigError,
+    HostError,
     NexaError,
     PriceError,
     Problem,
     RunCancelledError,
     RunFailedError,
-    SubmitError,
 )
+from nexa_infra.hosts.connections import host_of
 from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
 from nexa_infra.monitoring.prices import PriceBook, price_for
 from nexa_infra.monitoring.report import CostReport, RunEnd, build_report, to_json, to_markdown
@@ -32,11 +33,12 @@ from nexa_infra.operations.sync import repository_of, sync_repository
 from nexa_infra.runs.artifact import write_artifact
 from nexa_infra.runs.directory import RunDirectory, read_cancelled, write_atomically
 from nexa_infra.runs.index import register
-from nexa_infra.runs.record import Run, Submission, write_run
+from nexa_infra.runs.record import Run, Submission, read_submissions, write_run
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, TrialState, read_trials, write_results
-from nexa_infra.scheduling.base import Scheduler
+from nexa_infra.scheduling.base import Admission, Scheduler
 from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.script import render_script, write_script
+from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
 from nexa_infra.scheduling.submit import submit_run
 from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
@@ -92,15 +94,16 @@ def plan(
     except PriceError as error:
         key = "job.gpu_type" if loaded.job.gpu_type else "job.gres" if loaded.job.gres else "job.gpus_per_node"
         raise ConfigError(problem_at(file, key, str(error), overrides)) from error
-    workdir = Path(cluster.workdir) if cluster else settings().home.expanduser().resolve()
-    folder = Path(loaded.job.output_dir).expanduser() if loaded.job.output_dir else workdir / "runs"
+    workdir = Path(cluster.workdir) if cluster else home()
+    folder = _folder(loaded.job.output_dir, workdir, cluster)
     slug = re.sub(r"[^a-z0-9]+", "-", loaded.job.name.lower()).strip("-")[:32] or "run"
     run_id = f"{now:%Y%m%d-%H%M%S}-{slug}-{token or secrets.token_hex(2)}"
     return Run(
         id=run_id,
         config=loaded,
         config_file=os.path.abspath(file) if file else None,  # noqa: PTH100 - links stay as they were named
-        directory=str(folder.resolve() / run_id),
+        directory=str(folder / run_id),
+        mirror=str(home() / "runs" / run_id) if cluster and cluster.host else None,
         workdir=str(workdir),
         cluster=cluster,
         price=price,
@@ -110,19 +113,50 @@ def plan(
     )
 
 
+def _folder(output_dir: str | None, workdir: Path, cluster: Cluster | None) -> Path:
+    """Return where run directories are made; a path on a cluster is taken as it is, links there are not followed."""
+    if output_dir is None:
+        return workdir / "runs"
+    if cluster is None:
+        return Path(output_dir).expanduser().resolve()
+    return workdir / output_dir  # an absolute one stands for itself
+
+
+def home() -> Path:
+    """Return where this machine keeps its runs, and its copies of those on clusters."""
+    return settings().home.expanduser().resolve()
+
+
 def estimate_cost(run: Run) -> CostEstimate:
     """Project what the run will cost."""
     return estimate_run(run)
 
 
-def admit(run: Run, estimate: CostEstimate) -> None:
-    """Refuse a run whose projected ceiling is over its budget; a refused run has a directory and a report.
+def admit(run: Run, estimate: CostEstimate) -> Admission:
+    """Refuse a run whose projected ceiling is over its budget, or that its cluster cannot run.
+
+    One that is over its budget has a directory and a report, here; of one that cannot run, nothing is left.
 
     Raises:
-        BudgetError: it was refused.
-        SubmitError: nothing here can run it.
+        BudgetError: it is over its budget.
+        SubmitError: the cluster cannot run it.
+        HostError: the cluster cannot be reached.
     """
-    scheduler_of(run)
+    _hold_budget(run, estimate)
+    return check(run)
+
+
+def check(run: Run) -> Admission:
+    """Ask where the run would execute whether it can; once a process, for `render` needs the answer, too."""
+    if run.id not in _admissions:
+        _admissions[run.id] = scheduler_of(run).check(run)
+    return _admissions[run.id]
+
+
+_admissions: dict[str, Admission] = {}
+
+
+def _hold_budget(run: Run, estimate: CostEstimate) -> None:
     limit = run.config.budget.limit_usd
     if limit is None:
         return
@@ -137,8 +171,9 @@ def admit(run: Run, estimate: CostEstimate) -> None:
     _make_directory(run)
     write_atomically(run.files.refused, reason + "\n")
     write_run(run)
-    register(Path(run.workdir), run)
-    report(run, collect(run))
+    register(home(), run)
+    trials = price_trials(run, read_trials(run.files, run.config.trials, {}))
+    write(run, trials, build(run, trials))
     message = f"run {run.id} was refused, nothing was started: {reason}; {remedy}"
     raise BudgetError(f"{message}. Report: {run.files.report_markdown}")
 
@@ -146,9 +181,10 @@ def admit(run: Run, estimate: CostEstimate) -> None:
 def sync(run: Run) -> Run:
     """Bring the code over, and return the run with its snapshot."""
     root = code_root(Path(run.config_file)) if run.config_file else repository_of(Path.cwd())
-    snapshot = sync_repository(run.workdir, root=root, rules=run.config.sync)
+    host = host_of(run.cluster)
+    snapshot = sync_repository(run.workdir, root=root, rules=run.config.sync, host=host)
     script = run.config.launcher.script
-    if script and not Path(script).is_absolute() and not (Path(snapshot.path) / script).is_file():
+    if script and not Path(script).is_absolute() and host.run(["test", "-f", f"{snapshot.path}/{script}"]).returncode:
         raise ConfigError(
             problem_at(
                 Path(run.config_file) if run.config_file else None,
@@ -167,12 +203,14 @@ def render(run: Run) -> Run:
     if run.snapshot is None:
         raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")
     _make_directory(run)
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster)
+    gpu = check(run).gpu
+    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=gpu)
     write_script(run.files, script)
     if not run.files.code.is_symlink():
         run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
     write_run(run)
-    register(Path(run.workdir), run)
+    scheduler_of(run).prepare(run)
+    register(home(), run)
     return run
 
 
@@ -183,15 +221,18 @@ def submit(run: Run) -> Submission:
 
 async def watch(run: Run) -> AsyncGenerator[Poll, None]:
     """Yield polls until the run is over; cancelled, it detaches, which ends a local run."""
-    async with aclosing(follow(run, scheduler_of(run), period=poll_period(run))) as polls:
+    floor, ceiling = poll_periods(run)
+    async with aclosing(follow(run, scheduler_of(run), period=floor, ceiling=ceiling)) as polls:
         async for poll in polls:
             yield poll
 
 
 def look(run: Run) -> tuple[Trial, ...]:
-    """Read what became of every trial, and price it; nothing is written."""
-    tasks = scheduler_of(run).tasks(run)
-    return price_trials(run, read_trials(run.files, run.config.trials, tasks))
+    """Read what became of every trial, and price it; a copy of what is on a cluster is brought up to date."""
+    scheduler = scheduler_of(run)
+    scheduler.bring(run)
+    tasks = scheduler.tasks(run)
+    return price_trials(run, read_trials(run.files, run.config.trials, tasks), charges_of(run))
 
 
 def collect(run: Run) -> tuple[Trial, ...]:
@@ -204,8 +245,20 @@ def collect(run: Run) -> tuple[Trial, ...]:
 def build(run: Run, trials: Sequence[Trial]) -> CostReport:
     """Build the cost report; nothing is written."""
     end, reason = ending(run, trials)
-    tails = {trial.index: last_words(run, trial.index, trial.attempt) for trial in failed(trials)[:MOST_TAILS]}
-    return build_report(run, trials, estimate_cost(run), end=end, reason=reason, stderr_tails=tails)
+    bad = failed(trials)[:MOST_TAILS]
+    if bad:
+        scheduler_of(run).bring_words(run, [(trial.index, trial.attempt) for trial in bad])
+    tails = {trial.index: last_words(run, trial.index, trial.attempt) for trial in bad}
+    return build_report(
+        run,
+        trials,
+        estimate_cost(run),
+        end=end,
+        reason=reason,
+        stderr_tails=tails,
+        job_ids=[each.job_id for each in read_submissions(run.files) if each.job_id],
+        accounted=bool(charges_of(run)),
+    )
 
 
 def report(run: Run, trials: Sequence[Trial]) -> CostReport:
@@ -224,6 +277,10 @@ def write(run: Run, trials: Sequence[Trial], found: CostReport) -> None:
 def _write_report(run: Run, found: CostReport) -> None:
     write_atomically(run.files.report_markdown, to_markdown(found))
     write_atomically(run.files.report_json, to_json(found))
+    if not run.files.refused.exists():
+        # A cluster that cannot be reached now gets it another time: it is here.
+        with suppress(HostError):
+            scheduler_of(run).publish(run)
 
 
 def conclude(run: Run, trials: Sequence[Trial]) -> None:
@@ -237,7 +294,8 @@ def conclude(run: Run, trials: Sequence[Trial]) -> None:
     match end:
         case "done":
             if run.kind == "training":
-                write_artifact(run)
+                write_artifact(run, host_of(run.cluster))
+                scheduler_of(run).publish(run)
         case "failed":
             raise RunFailedError(_failure(run, trials, reason))
         case "cancelled":
@@ -249,7 +307,7 @@ def conclude(run: Run, trials: Sequence[Trial]) -> None:
 
 
 def cancel(run: Run, reason: str) -> None:
-    """End a run by a person's word, and write its report."""
+    """End a run by a person's word, wait until it has ended, and write its report."""
     stop(run, scheduler_of(run), reason, by="person")
     report(run, collect(run))
 
@@ -267,11 +325,15 @@ def how_ended(run: Run, states: Mapping[TrialState, int]) -> tuple[RunEnd, str |
     if run.files.refused.exists():
         return "refused", run.files.refused.read_text(encoding="utf-8").strip()
     stopped = read_cancelled(run.files)
-    unfinished = any(states.get(state) for state in UNFINISHED)
+    left = {state for state in UNFINISHED if states.get(state)}
     if stopped and stopped[0] != "person":
         return "failed", stopped[1]
-    if unfinished:
-        return ("cancelled", stopped[1]) if stopped else ("unfinished", None)
+    if stopped and left:
+        return "cancelled", stopped[1]
+    if left == {"cancelled"}:
+        return "cancelled", f"{states['cancelled']:,} of its trials were cancelled on the cluster, not by this package"
+    if left:
+        return "unfinished", "its jobs went on when this was written" if run.cluster and "running" in left else None
     return ("failed" if any(states.get(state) for state in ENDED_BADLY) else "done"), None
 
 
@@ -282,8 +344,9 @@ def failed(trials: Sequence[Trial]) -> list[Trial]:
 
 def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> str:
     """Return the last lines that an attempt of a trial wrote to its stderr."""
+    whole = run.files.stderr(trial, attempt)
     try:
-        with run.files.stderr(trial, attempt).open("rb") as stream:
+        with (whole if whole.exists() else run.files.tail(trial, attempt)).open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - 8192))
             text = stream.read().decode("utf-8", "replace")
@@ -295,7 +358,7 @@ def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> s
 def scheduler_of(run: Run) -> Scheduler:
     """Return what runs the run's arrays."""
     if run.cluster is not None:
-        raise SubmitError(f"run {run.id} is for the cluster {run.cluster.name}: this version runs on this machine only")
+        return SlurmScheduler(host_of(run.cluster))
     return LocalScheduler(kill_wait=settings().kill_wait)
 
 
@@ -304,9 +367,11 @@ def ends_with_client(run: Run) -> bool:
     return run.cluster is None and scheduler_of(run).ends_with_client(run)
 
 
-def poll_period(run: Run) -> float:
-    """Return the time between two polls of a run, in seconds."""
-    return run.cluster.poll_floor if run.cluster else settings().poll_seconds
+def poll_periods(run: Run) -> tuple[float, float]:
+    """Return the shortest and the longest time between two polls of a run, in seconds."""
+    if run.cluster is None:
+        return settings().poll_seconds, settings().poll_seconds
+    return run.cluster.poll_floor, run.cluster.poll_ceiling
 
 
 def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
@@ -314,7 +379,11 @@ def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
     lines = [f"run {run.id} failed: {reason or f'{len(bad)} of {len(trials)} trials did not complete'}"]
     for trial in bad[:5]:
         code = "" if trial.exit_code is None else f" with exit code {trial.exit_code}"
-        lines.append(f"  trial {trial.index} ended as {trial.state}{code}")
+        lines.append(
+            f"  trial {trial.index} {trial.reason}"
+            if trial.reason
+            else f"  trial {trial.index} ended as {trial.state}{code}"
+        )
         lines.extend(f"    {line}" for line in last_words(run, trial.index, trial.attempt, 5).splitlines())
     if len(bad) > 5:
         lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
@@ -325,7 +394,7 @@ def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
 def _make_directory(run: Run) -> None:
     files: RunDirectory = run.files
     files.path.parent.mkdir(parents=True, exist_ok=True)
-    _keep_out_of_git(Path(run.workdir))
+    _keep_out_of_git(home() if run.mirror else Path(run.workdir))
     files.path.mkdir(mode=0o700, exist_ok=True)
     for folder in (files.submissions, files.claims, files.status, files.trials):
         folder.mkdir(exist_ok=True)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
-import fnmatch
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nexa_infra.errors import SyncError
+from nexa_infra.errors import HostError, SyncError
+from nexa_infra.hosts.base import Host
+from nexa_infra.hosts.connections import ssh_host
 from nexa_infra.hosts.local import LocalHost
-from nexa_infra.operations.provenance import provenance_of, tree_hash
+from nexa_infra.hosts.login import Login
+from nexa_infra.hosts.ssh import SshHost
+from nexa_infra.operations.provenance import names_hash, provenance_of, tree_hash
+from nexa_infra.operations.selection import Files, changed, chosen, whole_folders
+from nexa_infra.operations.snapshots import Claim, claim, dropped_on_failure, finish, snapshots_locked
 from nexa_infra.runs.record import Snapshot
 from nexa_infra.spec.run import SyncRules
 
-_MIB = 2**20
-# Where there is no git to ask: folders that never are code.
-_SKIPPED = frozenset({".git", ".hg", ".svn", ".nexa", ".venv", "__pycache__", "node_modules", ".tox", ".mypy_cache"})
+__all__ = ["repository_of", "snapshots_locked", "sync_repository"]
+
+# An address of IPv6 stands in brackets.
+_REMOTE = re.compile(r"(?:([^:/]+)@)?(\[[^]/@]+\]|[^]:/@[-][^]:/@[]*):(.*)", re.DOTALL)
+# In the staging folder nobody looks at files before they are whole, so that each is written under its own name.
+_RSYNC = ("-a", "-r", "--no-owner", "--no-group", "--inplace", "--files-from=-", "--from0")
+# Two changes of a file that are closer than this may have the same time, on some file systems; seconds.
+_TICK_SECONDS = 2.0
 
 
 def sync_repository(
@@ -28,66 +36,58 @@ def sync_repository(
     include_runs: bool = False,
     root: str | Path | None = None,
     rules: SyncRules | None = None,
+    host: Host | None = None,
 ) -> Snapshot:
     """Copy this code to `destination`/snapshots/<hash>, unless it is there already.
+
+    `destination` is a path here, `host:path` or `user@host:path`, with ports, keys and jump hosts as
+    ~/.ssh/config says; with `host`, a path on it. On another host a path may be relative to where one
+    logs in, or begin with `~`.
 
     `root` is the code's folder; unset, the git repository that holds the working directory, or the
     working directory. Git is asked which files are code: the tracked ones and, unless `rules` say
     otherwise, those that it neither tracks nor ignores. `include_runs` brings run directories too.
-    The copy is made under another name, verified, and renamed.
+
+    The copy is made under another name, with hard links to the files that the last snapshots have as
+    well, verified on the host, and renamed. What is there already takes one round trip. A snapshot of
+    which a trial has changed a file is put right.
 
     Raises:
-        SyncError: there is nothing to copy, it is larger than `rules.max_mib`, or it changes while it is copied.
-        HostError: rsync is missing, or failed.
+        SyncError: there is nothing to copy, it is larger than `rules.max_mib`, it changes while it is
+            copied, or `destination` cannot take it.
+        HostError: the host cannot be reached; rsync is missing, or failed.
     """
-    if isinstance(destination, str) and ":" in destination.split("/", 1)[0]:
-        raise SyncError(f"{destination!r} is on another host: this version copies to a path on this machine")
+    where, directory = (host, str(destination)) if host else _read(destination)
+    if not where.remote:
+        directory = str(Path(directory).expanduser().resolve())
     source = Path(root).resolve() if root is not None else repository_of(Path.cwd())
-    target = Path(destination).expanduser().resolve()
-    if source.is_relative_to(target / "snapshots"):
+    target = None if where.remote else Path(directory)
+    if target is not None and source.is_relative_to(target / "snapshots"):
         raise SyncError(f"{source} is itself a snapshot: run from the code's own folder")
-    rules = rules or SyncRules()
-    names = list(_chosen(source, target, rules, include_runs))
-    if not names:
-        raise SyncError(f"there is no code in {source}: every file is ignored or excluded")
-    size = _checked_size(source, names, rules)
-    name = tree_hash(source, names)
-    path = target / "snapshots" / name
-    while True:
-        if not path.is_dir() or not _holds(path, names, name):
-            _copy(source, path, names, name)
-        if _claimed(path):
-            break
-    where = provenance_of(source)
+    begun = time.time()
+    files = chosen(source, rules or SyncRules(), target=target, include_runs=include_runs)
+    # git is asked, and the host is logged in to, while files are read.
+    with ThreadPoolExecutor(2) as threads:
+        origin = threads.submit(provenance_of, source)
+        ready = threads.submit(_log_in, where)
+        name = _hash(source, files)
+        ready.result()
+        claimed = claim(where, directory, name)
+        if not claimed.whole:
+            with dropped_on_failure(where, claimed, name):
+                _copy(where, source, files, claimed, name, begun)
+        known = origin.result()
     return Snapshot(
         hash=name,
-        path=str(path),
+        path=f"{claimed.directory if where.remote else directory}/snapshots/{name}",
         root=str(source),
-        files=len(names),
-        size=size,
-        commit=where.commit,
-        branch=where.branch,
-        dirty=where.dirty,
-        patch=where.patch,
+        files=len(files),
+        size=sum(seen.st_size for seen in files.values()),
+        commit=known.commit,
+        branch=known.branch,
+        dirty=known.dirty,
+        patch=known.patch,
     )
-
-
-@contextmanager
-def snapshots_locked(folder: Path) -> Iterator[None]:
-    """Hold what a folder of snapshots is locked by: none is removed while a run takes one up."""
-    with folder.with_suffix(".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _claimed(path: Path) -> bool:
-    """Mark a snapshot as used now, so that `clean` leaves it until a run names it; False where it has gone since."""
-    with snapshots_locked(path.parent):
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            return False
-    return True
 
 
 def repository_of(folder: Path) -> Path:
@@ -96,113 +96,69 @@ def repository_of(folder: Path) -> Path:
     return next((place for place in (folder, *folder.parents) if (place / ".git").exists()), folder)
 
 
-def _chosen(root: Path, target: Path, rules: SyncRules, include_runs: bool) -> Iterator[str]:
-    """Yield the files that travel, relative to `root`."""
-    found = _asked_of_git(root, rules) if (root / ".git").exists() else _walked(root)
-    own = target.relative_to(root).as_posix() + "/" if target != root and target.is_relative_to(root) else None
-    runs: dict[str, bool] = {}
-    for name in dict.fromkeys(found):
-        if (own and name.startswith(own)) or (target == root and name.startswith("snapshots/")):
-            continue
-        if not include_runs and _in_run_directory(root, name.rpartition("/")[0], runs):
-            continue
-        if _matches(name, rules.exclude) or not os.path.lexists(root / name):
-            continue
-        yield name
+def _read(destination: str | Path) -> tuple[Host, str]:
+    """Read a destination as scp does: a colon before the first slash ends a host's name."""
+    text = str(destination)
+    if isinstance(destination, Path) or ":" not in text.partition("/")[0]:
+        return LocalHost(), text
+    found = _REMOTE.fullmatch(text)
+    if found is None:
+        raise SyncError(f"{text!r} names no host: say user@host:path, or ./path for a path here with a colon in it")
+    user, host, path = found.groups()
+    if not path:
+        raise SyncError(f"{text!r} names no path: say {text}path, or {text}. for the folder that one logs in to")
+    if path.startswith((":", "//")):
+        raise SyncError(f"{text!r} is no place to copy to over SSH: say user@host:path")
+    return ssh_host(Login(host=host.strip("[]"), user=user)), path
 
 
-def _asked_of_git(root: Path, rules: SyncRules) -> Iterator[str]:
-    for name in _git_files(root, "--cached"):
-        # A submodule is listed as one name, its folder.
-        if (root / name).is_dir() and not (root / name).is_symlink():
-            yield from (f"{name}/{inner}" for inner in _asked_of_git(root / name, rules))
-        else:
-            yield name
-    if rules.untracked:
-        yield from _git_files(root, "--others", "--exclude-standard")
-    if rules.include:
-        ignored = _git_files(root, "--others", "--ignored", "--exclude-standard")
-        yield from (name for name in ignored if _matches(name, rules.include))
+def _log_in(host: Host) -> None:
+    """Open the connection to a host; where it is open, the first thing that is asked is the claim."""
+    if isinstance(host, SshHost) and not host.sessions:
+        host.script(":")
 
 
-def _git_files(root: Path, *options: str) -> list[str]:
-    done = LocalHost().run(["git", "-C", str(root), "ls-files", "-z", *options])
-    if done.returncode:
-        raise SyncError(f"git cannot list the code in {root}: {done.stderr.strip()}")
-    return [name for name in done.stdout.split("\0") if name and not name.endswith("/")]
+def _hash(source: Path, files: Iterable[str]) -> str:
+    try:
+        return tree_hash(source, files)
+    except FileNotFoundError as error:
+        raise SyncError(_changing(source, [str(error.filename)])) from error
+    except OSError as error:
+        raise SyncError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _walked(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(
-            name for name in folders if name not in _SKIPPED and not (here / name / "pyvenv.cfg").exists()
-        )
-        for name in sorted(files) + [name for name in folders if (here / name).is_symlink()]:
-            path = here / name
-            if path.is_file() or path.is_symlink():
-                yield path.relative_to(root).as_posix()
+def _copy(host: Host, source: Path, files: Files, claimed: Claim, name: str, begun: float) -> None:
+    """Copy the files to the staging folder, and make a snapshot of it.
 
-
-def _in_run_directory(root: Path, folder: str, known: dict[str, bool]) -> bool:
-    """Say whether a folder is, or is inside, a run directory; `known` remembers what was looked at."""
-    if folder not in known:
-        here = (root / folder / "run.json").exists() and (root / folder / "job.sbatch").exists()
-        known[folder] = here or (bool(folder) and _in_run_directory(root, folder.rpartition("/")[0], known))
-    return known[folder]
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Say whether a path, its last part or a folder above it fits a pattern."""
-    places = [name, *(parent.as_posix() for parent in Path(name).parents)]
-    return any(
-        fnmatch.fnmatchcase(place, pattern.rstrip("/")) or fnmatch.fnmatchcase(Path(place).name, pattern.rstrip("/"))
-        for pattern in patterns
-        for place in places
+    Whatever rsync writes it compares with what it read, by a checksum of the whole file. So contents are read
+    again there only where something else is in doubt: it linked a file by its size and time alone, or a file
+    was changed so short a time before it was hashed here that another change may have left its time as it is.
+    """
+    names = names_hash(files)
+    links = [f"--link-dest=../{link}" for link in claimed.links]
+    doubtful = bool(links) or any(seen.st_ctime > begun - _TICK_SECONDS for seen in files.values())
+    for listed, options, read in ((whole_folders(source, files), links, doubtful), (files, [], True)):
+        try:
+            host.rsync(
+                f"{source}/",
+                host.there(f"{claimed.staging}/"),
+                options=[*_RSYNC, *options],
+                # rsync takes a name that begins with # or ; for a comment.
+                stdin="\0".join(f"./{name}" for name in listed),
+            )
+        except HostError as error:
+            if other := changed(source, files):
+                raise SyncError(_changing(source, other)) from error
+            raise
+        if other := changed(source, files):
+            raise SyncError(_changing(source, other))
+        if finish(host, claimed, name, names=names, read=read):
+            return
+    raise SyncError(
+        f"what was copied to {claimed.directory} on {host.name} is not what is in {source}: does its file system "
+        "keep links, executable bits and all names?"
     )
 
 
-def _checked_size(root: Path, names: list[str], rules: SyncRules) -> int:
-    sizes = {name: (root / name).lstat().st_size for name in names}
-    total = sum(sizes.values())
-    if total > rules.max_mib * _MIB:
-        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
-        told = ", ".join(f"{name} ({sizes[name] / _MIB:.0f} MiB)" for name in largest)
-        raise SyncError(
-            f"the code in {root} is {total / _MIB:,.0f} MiB in {len(names):,} files, over sync.max_mib "
-            f"({rules.max_mib}): the largest are {told}; leave them behind with sync.exclude, or raise sync.max_mib"
-        )
-    return total
-
-
-def _holds(path: Path, names: list[str], expected: str) -> bool:
-    try:
-        return tree_hash(path, names) == expected
-    except OSError:
-        return False
-
-
-def _copy(source: Path, path: Path, names: list[str], expected: str) -> None:
-    """Copy the files to a staging folder, verify it, and give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staging = path.parent / f".staging-{secrets.token_hex(8)}"
-    try:
-        LocalHost().rsync(
-            f"{source}/",
-            f"{staging}/",
-            options=["-a", "--no-owner", "--no-group", "--files-from=-", "--from0"],
-            stdin="\0".join(names),
-        )
-        if not _holds(staging, names, expected):
-            raise SyncError(f"the code in {source} changed while it was copied: run again once it is still")
-        if path.exists():
-            # A trial has changed the files that it ran from: put them right where they are.
-            LocalHost().rsync(f"{staging}/", f"{path}/", options=["-a", "--checksum"])
-        else:
-            try:
-                staging.rename(path)
-            except OSError:
-                if not _holds(path, names, expected):
-                    raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _changing(source: Path, files: list[str]) -> str:
+    return f"the code in {source} changed while it was copied ({files[0]}): run again once it is still"

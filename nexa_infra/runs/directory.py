@@ -65,6 +65,20 @@ class RunDirectory:
         """What a trial measured, as a JSON object."""
         return self.trial(index) / "metrics.json"
 
+    def tail(self, index: int, attempt: int) -> Path:
+        """The last words of an attempt, in a client's copy of a run directory, which holds no whole logs."""
+        return self.path / "tails" / f"{index}-{attempt}"
+
+    @property
+    def accounting(self) -> Path:
+        """What sacct said of the run's arrays, every attempt, as it said it."""
+        return self.path / "sacct.txt"
+
+    @property
+    def left(self) -> Path:
+        """Array tasks that were seen to end by the scheduler's hand: a line each, for it forgets them."""
+        return self.path / "left"
+
     @property
     def code(self) -> Path:
         """A link to the snapshot that the trials run."""

@@ -24,8 +24,9 @@ class Entry:
 
 def register(home: Path, run: Run) -> None:
     """Remember a run whose directory is not under `home`; the others are found where they are."""
-    if Path(run.directory).parent == home / "runs":
+    if run.files.path.parent == home / "runs":
         return
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     line = json.dumps({"id": run.id, "directory": run.directory}) + "\n"
     descriptor = os.open(home / "index.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -89,6 +90,11 @@ def run_at(place: Path) -> Run:
         raise RunNotFoundError(f"{place} is not a run directory: it has no run.json")
     run = read_run(place)
     here = place.resolve()
+    if run.cluster is not None and run.cluster.host is not None:
+        if str(here) != run.directory:
+            return run.model_copy(update={"mirror": str(here)})
+        # This is the cluster itself: its commands are here, too.
+        return run.model_copy(update={"cluster": run.cluster.model_copy(update={"host": None})})
     return run if Path(run.directory).resolve() == here else run.model_copy(update={"directory": str(here)})
 
 

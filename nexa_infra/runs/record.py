@@ -27,7 +27,7 @@ class Price(Record):
     """What an hour of something costs, and who says so."""
 
     item: str = Field(description="the GPU's type as the price book spells it, or `cpu`")
-    unit: Literal["gpu-hour", "core-hour"]
+    unit: Literal["gpu-hour", "core-hour", "billing-hour"]
     usd_per_hour: Decimal
     provider: str
     source: str
@@ -71,6 +71,9 @@ class Run(Record):
     directory: str = Field(description="the run directory, absolute, on the host that runs it")
     workdir: str = Field(description="what holds snapshots/ and, by default, runs/")
     cluster: Cluster | None = Field(default=None, description="None is the local default")
+    mirror: str | None = Field(
+        default=None, description="where the client keeps its copy of a directory on another host; not recorded"
+    )
     price: Price
     snapshot: Snapshot | None = Field(default=None, description="None until the code was brought over")
     created_at: datetime
@@ -79,8 +82,8 @@ class Run(Record):
 
     @property
     def files(self) -> RunDirectory:
-        """Where the run's files are."""
-        return RunDirectory(Path(self.directory))
+        """Where the run's files are on this machine: the run directory, or this client's copy of it."""
+        return RunDirectory(Path(self.mirror or self.directory))
 
     @property
     def kind(self) -> Literal["sweep", "training"]:
@@ -95,7 +98,7 @@ class Run(Record):
 
 def write_run(run: Run) -> None:
     """Write run.json: the record is frozen from here on."""
-    write_atomically(run.files.record, run.model_dump_json(indent=2) + "\n")
+    write_atomically(run.files.record, run.model_dump_json(indent=2, exclude={"mirror"}) + "\n")
 
 
 def read_run(path: Path) -> Run:

@@ -29,12 +29,16 @@ TrialState = Literal[
     "timeout",  # the walltime ended it
     "out_of_memory",  # the kernel ended it for its memory
     "node_fail",  # its node went away
+    "boot_fail",  # its node did not come up for it
+    "deadline",  # it could not end before the deadline that the job names
     "preempted",  # a job with a better claim took its place
     "cancelled",  # a person ended it, or the run before it could start
     "interrupted",  # its client or supervisor ended: not its own fault, `resume` runs it
     "unknown",  # nobody could say
 ]
-ENDED_BADLY: frozenset[TrialState] = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "preempted"})
+ENDED_BADLY: frozenset[TrialState] = frozenset(
+    {"failed", "timeout", "out_of_memory", "node_fail", "boot_fail", "deadline", "preempted"}
+)
 UNFINISHED: frozenset[TrialState] = frozenset({"pending", "running", "cancelled", "interrupted", "unknown"})
 
 
@@ -64,6 +68,7 @@ class TaskState:
     state: str  # PENDING, RUNNING, or how it ended, as Slurm calls it
     exit_code: int | None = None
     ended: float | None = None  # seconds since the epoch
+    words: str = ""  # what that means, for people
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ class Trial:
     attempts: tuple[Attempt, ...] = ()
     usd: Decimal | None = None  # of all attempts; None until it is known
     wasted_usd: Decimal | None = None  # of the attempts that did not complete
+    unit_hours: Decimal | None = None  # GPU-hours, or core-hours, of all attempts
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""  # the scheduler's word on how it ended, for people; empty where it has none
 
     @property
     def attempt(self) -> int:
@@ -142,10 +149,19 @@ _BY_SCHEDULER: dict[str, TrialState] = {
     "CANCELLED": "cancelled",
     "OUT_OF_MEMORY": "out_of_memory",
     "NODE_FAIL": "node_fail",
+    "BOOT_FAIL": "boot_fail",
+    "DEADLINE": "deadline",
+    "REVOKED": "cancelled",
     "PREEMPTED": "preempted",
     "FAILED": "failed",
     "INTERRUPTED": "interrupted",
 }
+
+
+# Ends that the scheduler brings about, whatever the program's exit code.
+_BY_FORCE: frozenset[TrialState] = frozenset(
+    {"timeout", "out_of_memory", "preempted", "node_fail", "boot_fail", "deadline"}
+)
 
 
 def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: bool) -> TrialState:
@@ -161,8 +177,11 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
     if last.ended is None or last.signal == "KILL":
         return said if said and said != "pending" else "interrupted"
     if "TERM" in (last.signal or "").split():
-        return said if said in {"timeout", "cancelled", "preempted", "node_fail"} else "interrupted"
-    return "completed" if last.exit_code == 0 else "failed"
+        return said if said and (said in _BY_FORCE or said == "cancelled") else "interrupted"
+    if last.exit_code == 0:
+        return "completed"
+    # The kernel or the scheduler may have ended the program alone, whose exit code does not say so.
+    return said if said and said in _BY_FORCE else "failed"
 
 
 def read_states(
@@ -187,7 +206,11 @@ def read_trials(directory: RunDirectory, sweep: SweepDefinition, tasks: Mapping[
         parameters = sweep.parameters_of(index)
         tried = tuple(attempts.get(index, ()))
         metrics = read_metrics(directory.metrics(index)) if tried else {}
-        yield Trial(index, trial_hash(parameters), parameters, state, tried, metrics=metrics)
+        task = tasks.get(index)
+        words = task.words if task is not None and state not in {"completed", "running"} else ""
+        if state == "failed" and tried and tried[-1].exit_code is not None and tried[-1].signal != "KILL":
+            words = ""  # the program's own exit code says more than what became of it on its way to the scheduler
+        yield Trial(index, trial_hash(parameters), parameters, state, tried, metrics=metrics, reason=words)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def decide(state: State, policy: Policy) -> Action:
     return Finish()
 
 
-_BAD = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "preempted"})
+_BAD = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "boot_fail", "deadline", "preempted"})
 
 
 def _left(state: State, policy: Policy, index: int) -> bool:

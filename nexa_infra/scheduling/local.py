@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
 from nexa_infra.runs.results import TaskState
 from nexa_infra.scheduling import supervisor
-from nexa_infra.scheduling.base import Queue
+from nexa_infra.scheduling.base import Admission, Queue
 from nexa_infra.spec.job import SlurmJob
 
 
@@ -32,7 +33,7 @@ class LocalScheduler:
 
     kill_wait: float = 3.0
 
-    def submit(self, run: Run, submission: Submission) -> str:
+    def submit(self, run: Run, submission: Submission) -> Submission | None:
         """Start a supervisor for the array; see `Scheduler.submit`."""
         directory = run.files
         sweep_up(directory)
@@ -72,7 +73,31 @@ class LocalScheduler:
         if "array" not in answer:
             raise SubmitError(f"run {run.id} is already being run here by another client: wait for it, or cancel it")
         _followed[run.id] = started
-        return str(answer["array"])
+        return submission.model_copy(update={"job_id": str(answer["array"])})
+
+    def check(self, run: Run) -> Admission:  # noqa: ARG002
+        """See `Scheduler.check`: what a machine lacks, its trials say."""
+        return Admission()
+
+    def prepare(self, run: Run) -> None:
+        """See `Scheduler.prepare`: it is where it was made."""
+
+    def settle(self, run: Run, submission: Submission) -> Submission | None:  # noqa: ARG002
+        """See `Scheduler.settle`: a client that was killed has ended what it started."""
+        return None
+
+    def reopen(self, run: Run) -> None:
+        """See `Scheduler.reopen`."""
+        run.files.cancelled.unlink(missing_ok=True)
+
+    def bring(self, run: Run) -> None:
+        """See `Scheduler.bring`: it is here."""
+
+    def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
+        """See `Scheduler.bring_words`: they are here."""
+
+    def publish(self, run: Run) -> None:
+        """See `Scheduler.publish`: it is there."""
 
     def poll(self, run: Run) -> Queue:
         """Read the newest journal; see `Scheduler.poll`."""

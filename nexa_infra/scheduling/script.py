@@ -46,11 +46,17 @@ class _Axis:
 
 
 def render_script(
-    config: SweepConfig | TrainingConfig, *, run_id: str, run_dir: str, cluster: Cluster | None = None
+    config: SweepConfig | TrainingConfig,
+    *,
+    run_id: str,
+    run_dir: str,
+    cluster: Cluster | None = None,
+    gpu: str | None = None,
 ) -> Script:
     """Render a run's array script; `run_dir` is the run directory's absolute path on its host.
 
-    The cluster's partition and account stand in where the job names none.
+    The cluster's partition and account stand in where the job names none; `gpu` is the site's own name
+    for the type of the GPUs that the job counts.
     """
     sweep, launcher, job = config.trials, config.launcher, config.job
     template = launcher.template(sweep.base_args)
@@ -71,7 +77,7 @@ def render_script(
         tables[SURVIVORS] = lambda: (str(index) for index in survivors)
     count = len(sweep)
     text = _template().render(
-        options=tuple(sbatch_options(job, cluster)),
+        options=tuple(sbatch_options(job, cluster, gpu)),
         title=f"{job.name}: {count:,} {'trials' if count > 1 else 'trial'}, run {run_id}",
         array=array_spec(count, job.array_parallelism),
         run_id=run_id,
@@ -95,7 +101,7 @@ def array_spec(count: int, parallelism: int | None) -> str:
     return f"0-{count - 1}" + (f"%{parallelism}" if parallelism else "")
 
 
-def sbatch_options(job: SlurmJob, cluster: Cluster | None = None) -> Iterator[str]:
+def sbatch_options(job: SlurmJob, cluster: Cluster | None = None, gpu: str | None = None) -> Iterator[str]:
     """Yield the `#SBATCH` options of a job; those that hold a path go to sbatch as arguments instead."""
     values: list[tuple[str, object]] = [
         ("job-name", job.name),
@@ -106,7 +112,7 @@ def sbatch_options(job: SlurmJob, cluster: Cluster | None = None) -> Iterator[st
         ("nodes", job.nodes),
         ("ntasks-per-node", job.ntasks_per_node),
         ("cpus-per-task", job.cpus_per_task),
-        ("gpus-per-node", _gpus(job)),
+        ("gpus-per-node", _gpus(job, gpu)),
         ("mem", job.memory),
         ("constraint", job.constraint),
         ("gres", job.gres),
@@ -170,9 +176,11 @@ class _Encoder:
         return "".join(parts) or "''"
 
 
-def _gpus(job: SlurmJob) -> str | None:
-    """Return `--gpus-per-node`; the type is the site's name for it, so only `gres` and `extra` carry one."""
-    return str(job.gpus_per_node) if job.gpus_per_node else None
+def _gpus(job: SlurmJob, gpu: str | None) -> str | None:
+    """Return `--gpus-per-node`, its type by the site's own name for it."""
+    if not job.gpus_per_node:
+        return None
+    return f"{gpu}:{job.gpus_per_node}" if gpu else str(job.gpus_per_node)
 
 
 def _sbatch_quote(value: str) -> str:
@@ -183,10 +191,11 @@ def _sbatch_quote(value: str) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def environment() -> jinja2.Environment:
+    """Return what renders shell scripts: every value goes through a quoting filter."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("nexa_infra.scheduling"),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -194,10 +203,15 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - a shell script; quoting is the filters' work
     )
-    environment.filters["quote"] = quote
-    environment.filters["quote_line"] = quote_line
-    environment.filters["quote_path"] = quote_path
-    return environment.get_template("job.sbatch.j2")
+    made.filters["quote"] = quote
+    made.filters["quote_line"] = quote_line
+    made.filters["quote_path"] = quote_path
+    return made
+
+
+@cache
+def _template() -> jinja2.Template:
+    return environment().get_template("job.sbatch.j2")
 
 
 def write_script(directory: RunDirectory, script: Script) -> None:

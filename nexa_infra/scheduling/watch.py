@@ -9,12 +9,17 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nexa_infra.errors import HostError, UnknownStateError
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import read_states
 from nexa_infra.scheduling.base import Queue, Scheduler
 from nexa_infra.scheduling.decide import Action, Finish, Policy, State, Stop, Submit, Wait, decide
 from nexa_infra.scheduling.submit import submit_trials
+from nexa_infra.settings import settings
+
+# A run's age over the longest sensible time between two polls of it.
+GROWTH = 30
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Poll:
     total: int
     states: Mapping[str, int]
     seconds: float
+    notes: tuple[str, ...] = ()  # what keeps it from going on, where a person should know
 
     @property
     def over(self) -> int:
@@ -32,30 +38,53 @@ class Poll:
 
     def __str__(self) -> str:
         parts = [f"{count:,} {state}" for state, count in self.states.items() if count]
-        return f"{self.over:,}/{self.total:,} trials over in {self.seconds:.0f} s: {', '.join(parts) or 'none yet'}"
+        told = f"{self.over:,}/{self.total:,} trials over in {self.seconds:.0f} s: {', '.join(parts) or 'none yet'}"
+        return "; ".join([told, *self.notes])
 
 
-async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGenerator[Poll, None]:
+async def follow(
+    run: Run, scheduler: Scheduler, *, period: float, ceiling: float | None = None
+) -> AsyncGenerator[Poll, None]:
     """Yield polls until the run is over, submitting retries and stopping it as its policy says.
 
-    `period` is the time between two polls, in seconds. A follower that is cancelled ends
-    only what would end with its process anyway.
+    `period` is the time between two polls, in seconds; it grows with the run, up to `ceiling`. A
+    scheduler that cannot be asked is asked again, until NEXA_PATIENCE is over. A follower that is
+    cancelled ends only what would end with its process anyway.
+
+    Raises:
+        UnknownStateError: nobody could say how the run stands, or nothing of it can ever start; it is left as it is.
     """
     policy = policy_of(run)
-    started = time.monotonic()
+    started = answered = time.monotonic()
     seen: Queue | None = None
     told: Counter[str] = Counter()
     try:
         while True:
             looked = time.monotonic()
-            queue = await asyncio.to_thread(scheduler.poll, run)
+            try:
+                queue = await asyncio.to_thread(scheduler.poll, run)
+            except (HostError, UnknownStateError) as error:
+                silent = looked - answered
+                if silent > settings().patience:
+                    raise UnknownStateError(
+                        f"run {run.id}: {error}. Its jobs are left as they are; `nexa-infra resume {run.id}` goes on"
+                    ) from error
+                yield Poll(run.trials, told, looked - started, (f"not known for {silent:.0f} s: {error}",))
+                await asyncio.sleep(min(max(period, 1.0), 30.0))
+                continue
+            answered = time.monotonic()
+            if queue.stuck is not None and seen is not None and seen.stuck is not None:
+                raise UnknownStateError(
+                    f"run {run.id} can never go on as it is: what waits {queue.stuck}. Nothing was cancelled: "
+                    f"`nexa-infra cancel {run.id}` ends it"
+                )
             action: Action = Wait()
             if queue != seen or not queue.active:
                 seen = queue
                 state = await asyncio.to_thread(read_state, run, scheduler, queue)
-                if (counts := Counter(state.states)) != told:
+                if (counts := Counter(state.states)) != told or queue.notes:
                     told = counts
-                    yield Poll(run.trials, counts, time.monotonic() - started)
+                    yield Poll(run.trials, counts, time.monotonic() - started, queue.notes)
                 action = decide(state, policy)
             match action:
                 case Submit(trials):
@@ -66,7 +95,9 @@ async def follow(run: Run, scheduler: Scheduler, *, period: float) -> AsyncGener
                 case Finish():
                     return
             # A large run takes longer to look at: looking never takes more than a tenth of the time.
-            await asyncio.sleep(max(period, 9 * (time.monotonic() - looked)))
+            now = time.monotonic()
+            grown = min(max(period, (now - started) / GROWTH), ceiling or period)
+            await asyncio.sleep(max(grown, 9 * (now - looked)))
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
         if scheduler.ends_with_client(run):
             scheduler.cancel(run)

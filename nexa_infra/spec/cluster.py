@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nexa_infra.spec.fields import Count, Line, Spec, Usd
+from nexa_infra.spec.fields import Count, Line, Spec, Usd, Word
 
 
 class ClusterLimits(Spec):
@@ -27,7 +27,7 @@ class Cluster(Spec):
     known_hosts: Line | None = Field(default=None, description="a known_hosts file; unset, the user's own")
     jump_host: Line | None = Field(default=None, description="user@host:port to go through")
     keyboard_interactive: bool = Field(default=False, description="whether a second factor is asked for in a terminal")
-    workdir: Line = Field(description="an absolute path there, for runs/ and snapshots/")
+    workdir: Word = Field(min_length=1, description="an absolute path there, for runs/ and snapshots/")
     partition: Line | None = Field(default=None, description="where a job names no partition")
     account: Line | None = Field(default=None, description="where a job names no account")
     limits: ClusterLimits = Field(default=ClusterLimits(), description="what the site allows")

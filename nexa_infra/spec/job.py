@@ -153,7 +153,7 @@ class SlurmJob(Spec):
     @classmethod
     def _time(cls, text: str) -> str:
         parse_walltime(text)
-        return text
+        return text.strip()  # sbatch takes no space around it
 
     @field_validator("memory")
     @classmethod

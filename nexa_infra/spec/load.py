@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nexa_infra.errors import ConfigError, Problem
+from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.complaints import HIDDEN, findings_of, unknown_key
 from nexa_infra.spec.compose import Finding, Place, PlacedDict, PlacedList, Tree, compose, problem
 from nexa_infra.spec.fields import KeyPath, kind_of, nearest, one_line, suggestion
@@ -65,6 +66,28 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig 
     if findings or tree.findings:
         raise _error([*tree.findings, *findings], tree, source)
     return config
+
+
+def load_cluster(path: str | Path) -> Cluster:
+    """Read and check a cluster file, which holds the keys of `Cluster`; its name is the file's, unless it says another.
+
+    Raises:
+        ConfigError: the file cannot be read, or not understood; every complaint names file, line and key.
+    """
+    source = str(path)
+    tree = _composed(path)
+    if not isinstance(tree.data, PlacedDict):
+        what = "is empty" if tree.data is None else f"is {kind_of(tree.data)}, not a mapping"
+        raise _error([Finding((), f"{what}: a cluster has at least the key workdir:")], tree, source)
+    findings: list[Finding] = []
+    cluster = None
+    try:
+        cluster = Cluster.model_validate({"name": Path(path).stem, **tree.data})
+    except ValidationError as error:
+        findings.extend(findings_of(error, Cluster))
+    if cluster is None or tree.findings:
+        raise _error([*tree.findings, *findings], tree, source)
+    return cluster
 
 
 def code_root(config_path: Path) -> Path:

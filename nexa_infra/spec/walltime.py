@@ -13,8 +13,8 @@ FORMS = "M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED"
 # Ten digits are more than Slurm can hold, and fewer than overflow a timedelta.
 _CLOCK = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?(?::([0-9]{1,10}))?")
 _DAYS = re.compile(r"([0-9]{1,10})-([0-9]{1,10})(?::([0-9]{1,10}))?(?::([0-9]{1,10}))?")
-# sbatch reads a walltime into a C int of minutes.
-_LONGEST = timedelta(minutes=2**31 - 1)
+# sbatch holds seconds in a C int: one minute more, and a long walltime becomes another one.
+_LONGEST = timedelta(seconds=2**31 - 60)
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _TERM = re.compile(
     r"([0-9]{1,6}(?:\.[0-9]{1,3})?)"

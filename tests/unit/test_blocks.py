@@ -93,7 +93,7 @@ def test_no_secret_reaches_the_plain_cluster_or_the_block_as_text() -> None:
         ({"workdir": "~/nexa"}, "~ and $VARIABLES are not expanded"),
         ({"workdir": "/"}, "name a directory of your own"),
         ({"workdir": "/scratch/../etc"}, "goes up by '..'"),
-        ({"workdir": "/scratch\nrm"}, "one line without control characters"),
+        ({"user": "ada\nrm"}, "one line without control characters"),
         ({"workdir": "/s", "hots": "a"}, "there is no field 'hots' (did you mean 'host'?)"),
         ({"workdir": "/s", "host": "ada@login"}, "write it under user"),
         ({"workdir": "/s", "host": "-oProxyCommand=x"}, "is no address"),

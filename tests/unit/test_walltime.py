@@ -100,7 +100,7 @@ def test_a_walltime_is_written_as_sbatch_reads_it(span: timedelta | None, text: 
     assert format_walltime(span) == text
 
 
-@given(st.integers(min_value=1, max_value=(2**31 - 1) * 60))
+@given(st.integers(min_value=1, max_value=2**31 - 60))
 def test_what_is_written_reads_back_the_same(seconds: int) -> None:
     assert parse_walltime(format_walltime(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
 

@@ -16,6 +16,7 @@ from nexa_infra.monitoring.report import CostReport
 from nexa_infra.monitoring.report_text import money
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission
+from nexa_infra.scheduling.base import Admission
 from nexa_infra.scheduling.script import array_spec, render_script, write_script
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher
@@ -41,6 +42,8 @@ class SlurmBatchArtifacts:
     submitted: bool = False
     job_ids: tuple[str, ...] = ()
     report: CostReport | None = None
+    notes: tuple[str, ...] = ()  # what a person should know before it runs
+    starts: str | None = None  # when the scheduler expects to start it
 
     @property
     def script(self) -> Path | None:
@@ -129,9 +132,10 @@ def prepare_slurm_batch(
     return replace(made, submitted=True, job_ids=(answer[-1].split(";")[0],))
 
 
-def preview_batch(run: Run, estimate: CostEstimate) -> SlurmBatchArtifacts:
-    """Show what a run would submit; nothing is written."""
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster)
+def preview_batch(run: Run, estimate: CostEstimate, admission: Admission | None = None) -> SlurmBatchArtifacts:
+    """Show what a run would submit, and what the scheduler says to it; nothing is written."""
+    said = admission or Admission()
+    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu)
     return SlurmBatchArtifacts(
         run_id=run.id,
         script_text=script.text,
@@ -139,6 +143,8 @@ def preview_batch(run: Run, estimate: CostEstimate) -> SlurmBatchArtifacts:
         trials=run.trials,
         shown=_shown(run.config),
         estimate=estimate,
+        notes=said.notes,
+        starts=said.starts,
     )
 
 
@@ -200,6 +206,10 @@ def preview_markdown(batch: SlurmBatchArtifacts) -> str:
         most = "no ceiling" if ceiling is None else f"at most {money(ceiling)}"
         said = f"${price.usd_per_hour} a {price.unit} ({price.item}, {price.provider}, {price.date})"
         lines += [f"**Projected cost**: {most}, at {said}", ""]
+    if batch.starts is not None:
+        lines += [f"**The scheduler** would start the first trial at {batch.starts}, by the cluster's clock", ""]
+    for note in batch.notes:
+        lines += [f"**Note**: {note}", ""]
     fence = "`" * (3 + max((len(run) for run in re.findall("`+", batch.script_text)), default=0))
     lines += ["## Trials", "", f"{fence}text", *(f"{index}: {command}" for index, command in batch.shown), fence, ""]
     lines += ["## Script", "", f"{fence}bash", batch.script_text.rstrip(), fence, ""]

@@ -1,0 +1,284 @@
+"""Slurm as a scheduler of runs: one question a poll, on the login node or over SSH."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from nexa_infra.errors import HostError, RunNotFoundError, UnknownStateError
+from nexa_infra.hosts.base import Host
+from nexa_infra.hosts.framing import write_file
+from nexa_infra.hosts.shell import quote
+from nexa_infra.monitoring.costs import Charge
+from nexa_infra.runs.directory import write_atomically
+from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
+from nexa_infra.runs.results import Attempt, TaskState, read_attempts
+from nexa_infra.scheduling.base import Admission, Queue
+from nexa_infra.scheduling.slurm import mirror, site, tasks
+from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
+from nexa_infra.scheduling.slurm.submission import TakenError, submit_once
+from nexa_infra.scheduling.slurm.tasks import Trials
+from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, read_accounting
+
+# How long what is cancelled may take to end: KillWait, epilogs, and a slow controller, seconds.
+END_SECONDS = 180.0
+# How long accounting may lag behind the queue, seconds.
+LAG_SECONDS = 8.0
+
+
+@dataclass
+class _Seen:
+    """What the last poll of a run has shown; it is asked again in every process."""
+
+    rows: tuple[QueueRow, ...] | None = None
+    since: float | None = None  # when files were last brought, by the cluster's clock
+    asked: frozenset[int] = field(default_factory=frozenset)  # trials that accounting was asked about
+
+
+# States of sacct that are no ends.
+_GOING = frozenset({"RUNNING", "PENDING"})
+
+_seen: dict[str, _Seen] = {}
+_lock = threading.Lock()
+
+
+def _seen_of(run: Run) -> _Seen:
+    with _lock:
+        return _seen.setdefault(run.directory, _Seen())
+
+
+@dataclass(frozen=True)
+class SlurmScheduler:
+    """Runs arrays on Slurm; they go on when their client ends."""
+
+    host: Host
+
+    @property
+    def client(self) -> SlurmClient:
+        """Slurm's commands there."""
+        return SlurmClient(self.host)
+
+    def check(self, run: Run) -> Admission:
+        """Ask the cluster whether it can run the run; see `Scheduler.check`."""
+        return site.check(self.client, run)
+
+    def prepare(self, run: Run) -> None:
+        """Make the run directory there from the client's copy; see `Scheduler.prepare`."""
+        if self.host.remote:
+            done = self.host.script(mirror.push_script(run))
+            mirror.check_pushed(run, done.returncode, done.stderr)
+
+    def submit(self, run: Run, submission: Submission) -> Submission | None:
+        """Submit an array exactly once; see `Scheduler.submit`."""
+        try:
+            job = submit_once(self.client, run, submission)
+        except TakenError:
+            self.poll(run)
+            return read_submissions(run.files)[-1]
+        if job is None:
+            return None
+        answered = submission.model_copy(update={"job_id": job})
+        record = answered.model_dump_json(indent=2).encode() + b"\n"
+        place = f"submissions/{submission.number}.json"
+        # A record without its id is no harm: the id is found again by its name.
+        with suppress(HostError):
+            self.host.script(f"cd -- {quote(run.directory)} && {write_file(place, record)}")
+        return answered
+
+    def settle(self, run: Run, submission: Submission) -> Submission | None:
+        """Find what became of an intent, or submit it now; see `Scheduler.settle`."""
+        return self.submit(run, submission)
+
+    def poll(self, run: Run) -> Queue:
+        """Ask squeue once, and bring the status files that have changed; see `Scheduler.poll`."""
+        seen = _seen_of(run)
+        prefix = f"nexa-{run.id}-"
+        text = f"cd -- {quote(run.directory)} 2>/dev/null || exit 66\ndate +%s\n"
+        text += section("queue", queue_command(prefix))
+        text += section("cancelled", "cat cancelled 2>/dev/null")
+        if self.host.remote:
+            text += mirror.changed_files(seen.since)
+        done = self.client.script(text)
+        if done.returncode == 66:
+            raise RunNotFoundError(f"the run directory {run.directory} is not on {self.host.name} any more")
+        told = mirror.unpack(run, done.stdout) if self.host.remote else done.stdout
+        moment, _, rest = told.partition("\n")
+        found = sections(rest)
+        if "queue" not in found or not moment.isdigit():
+            raise HostError(
+                f"{self.host.name} did not answer as it should: {done.stderr.strip()[-300:] or told[-300:]}"
+            )
+        if self.host.remote:
+            self._keep_cancelled(run, found["cancelled"])
+        rows = tuple(read_answer(found["queue"], prefix))
+        _remember(run, rows)
+        seen.rows, seen.since = rows, float(moment)
+        return tasks.queue_of(rows)
+
+    def tasks(self, run: Run) -> dict[int, TaskState]:
+        """Say how each trial's newest array task stood at the last poll; see `Scheduler.tasks`.
+
+        Accounting is asked only about what has left the queue without a good end of its own.
+        """
+        seen = _seen_of(run)
+        if seen.rows is None:
+            self.poll(run)
+        rows = seen.rows or ()
+        submissions = _submissions(run)
+        attempts = read_attempts(run.files)
+        accounts = _accounts(run)
+        found = _states(run, submissions, rows, accounts, attempts)
+        lacking = frozenset(tasks.unexplained(submissions, found, accounts, attempts))
+        if lacking and (lacking != seen.asked or not tasks.queue_of(rows).active):
+            accounts = self._ask_accounting(run, submissions, attempts, lacking, found)
+            seen.asked = lacking
+            found = _states(run, submissions, rows, accounts, attempts)
+        return found
+
+    def cancel(self, run: Run) -> None:
+        """End the run's jobs by their ids, and wait until they have ended; see `Scheduler.cancel`.
+
+        Every token is claimed by nobody first: what the scheduler starts all the same does nothing.
+
+        Raises:
+            UnknownStateError: nobody can say whether they have ended.
+        """
+        lines = [f"cd -- {quote(run.directory)} || exit 66"]
+        if run.files.cancelled.exists() and self.host.remote:
+            lines.append("[ -e cancelled ] || " + write_file("cancelled", run.files.cancelled.read_bytes()))
+        # An sbatch that is being asked at this moment is waited for; whoever comes later sees the word.
+        lines.append("command exec 9>>submissions/.sbatch.lock && flock -w 20 9")
+        lines.append('for nexa_intent in submissions/*.json; do [ -e "$nexa_intent" ] || continue')
+        lines.append("  nexa_number=${nexa_intent##*/}; nexa_number=${nexa_number%.json}")
+        lines.append(f"  nexa_claim=claims/{quote(f'nexa-{run.id}-')}$nexa_number")
+        lines.append('  ln -sfT -- void "$nexa_claim.void" && mv -fT -- "$nexa_claim.void" "$nexa_claim"\ndone')
+        self.host.script("\n".join(lines))
+        limit = time.monotonic() + END_SECONDS
+        told = False
+        while self.poll(run).active:
+            ids = sorted({row.array_id for row in _seen_of(run).rows or ()})
+            if not told or time.monotonic() % 30 < 1:
+                self.client.cancel(ids)
+                told = True
+            if time.monotonic() > limit:
+                raise UnknownStateError(
+                    f"run {run.id}: its jobs {', '.join(ids)} have not ended {END_SECONDS:.0f} s after scancel; no "
+                    f"more of it starts. `nexa-infra status {run.id}` shows how they stand"
+                )
+            time.sleep(0.5)
+
+    def reopen(self, run: Run) -> None:
+        """See `Scheduler.reopen`."""
+        if self.host.remote:
+            self.host.script(f"rm -f -- {quote(run.directory + '/cancelled')}")
+        run.files.cancelled.unlink(missing_ok=True)
+
+    def bring(self, run: Run) -> None:
+        """Bring states, metrics and accounting; see `Scheduler.bring`."""
+        if self.host.remote:
+            done = self.client.script(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
+            mirror.unpack(run, done.stdout)
+        self.poll(run)
+        submissions = _submissions(run)
+        attempts = read_attempts(run.files)
+        ended = {trial for trial, tried in attempts.items() if tried}
+        known = {trial for trial, _, _ in tasks.charged(submissions, _accounts(run))}
+        if ended - known or tasks.unexplained(submissions, {}, _accounts(run), attempts):
+            self._ask_accounting(run, submissions, attempts, ended, {})
+
+    def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
+        """See `Scheduler.bring_words`."""
+        lacking = [each for each in failed if each[1] and not run.files.tail(*each).exists()]
+        if self.host.remote and lacking:
+            mirror.keep_words(run, lacking, self.host.script(mirror.words_script(run, lacking)).stdout)
+
+    def publish(self, run: Run) -> None:
+        """See `Scheduler.publish`."""
+        files = run.files
+        written = [files.results, files.report_json, files.report_markdown, files.accounting, files.left]
+        written += [files.path / "manifest.txt", files.path / "artifact.json"]
+        if self.host.remote and (there := [path for path in written if path.exists()]):
+            self.host.script(mirror.publish_script(run, there))
+
+    def ends_with_client(self, run: Run) -> bool:  # noqa: ARG002
+        """See `Scheduler.ends_with_client`: only a person's word ends what runs on a cluster."""
+        return False
+
+    def _keep_cancelled(self, run: Run, found: tuple[str, int]) -> None:
+        if found[1] == 0 and found[0] and not run.files.cancelled.exists():
+            write_atomically(run.files.cancelled, found[0] + "\n")
+
+    def _ask_accounting(
+        self,
+        run: Run,
+        submissions: Sequence[tuple[Submission, Trials]],
+        attempts: Mapping[int, Sequence[Attempt]],
+        wanted: frozenset[int] | set[int],
+        found: Mapping[int, TaskState],
+    ) -> list[AccountingRow]:
+        """Ask sacct about the run's arrays, until it has caught up with the queue or will not."""
+        rows = _seen_of(run).rows or ()
+        ids = sorted({s.job_id for s, _ in submissions if s.job_id} | {row.array_id for row in rows}, key=int)
+        if not ids:
+            return []
+        limit = time.monotonic() + LAG_SECONDS
+        while True:
+            text = self.client.accounting(ids)
+            if text is None:
+                return _accounts(run)
+            write_atomically(run.files.accounting, text)
+            accounts = read_accounting(text)
+            lacking = wanted & set(tasks.unexplained(submissions, found, accounts, attempts))
+            settled = {t for t, _, row in tasks.charged(submissions, accounts) if row.state not in _GOING}
+            if not ((lacking | wanted) - settled) or tasks.queue_of(rows).active or time.monotonic() > limit:
+                return accounts
+            time.sleep(0.5)
+
+
+def charges_of(run: Run) -> dict[tuple[int, int], Charge]:
+    """Return what each attempt held, and for how long, by what accounting last said; empty where it said nothing."""
+    return tasks.charges(_submissions(run), _accounts(run))
+
+
+def _states(
+    run: Run,
+    submissions: Sequence[tuple[Submission, Trials]],
+    rows: Sequence[QueueRow],
+    accounts: Sequence[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
+) -> dict[int, TaskState]:
+    return tasks.task_states(submissions, rows, _left(run), accounts, attempts, run.config.job.time)
+
+
+def _submissions(run: Run) -> list[tuple[Submission, Trials]]:
+    return [(each, trials_of(run.files, each)) for each in read_submissions(run.files)]
+
+
+def _accounts(run: Run) -> list[AccountingRow]:
+    try:
+        return read_accounting(run.files.accounting.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+
+
+def _remember(run: Run, rows: Sequence[QueueRow]) -> None:
+    """Keep how tasks have ended by the scheduler's hand: it forgets them in minutes."""
+    known = set(_left_lines(run))
+    lines = [f"{each.array_id}|{each.tasks}|{each.state}|{each.name}" for each in tasks.left(rows)]
+    if new := [line for line in dict.fromkeys(lines) if line not in known]:
+        with run.files.left.open("a", encoding="utf-8") as stream:
+            stream.write("".join(f"{line}\n" for line in new))
+
+
+def _left_lines(run: Run) -> list[str]:
+    try:
+        return run.files.left.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _left(run: Run) -> list[tasks.Left]:
+    return [tasks.Left(*words) for line in _left_lines(run) if len(words := line.split("|", 3)) == 4]

@@ -1,0 +1,179 @@
+"""What Slurm says of array tasks, told of trials: pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nexa_infra.monitoring.costs import Charge
+from nexa_infra.runs.record import Submission
+from nexa_infra.runs.results import Attempt, TaskState
+from nexa_infra.scheduling.base import Queue
+from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, gpus_of, moment, task_indices
+from nexa_infra.scheduling.slurm.words import ended, waiting
+
+# Slurm's states of what has not ended; every other state is an end.
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+_RUNNING = frozenset(
+    {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+)
+
+# sacct's states of an attempt that has not ended; one that was put back into the queue has.
+_OPEN = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"})
+
+# The trial and the attempt of each array task of a submission, in order.
+Trials = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Left:
+    """Array tasks that were seen to end, and how."""
+
+    array_id: str
+    tasks: str
+    state: str
+    name: str
+
+
+def queue_of(rows: Iterable[QueueRow]) -> Queue:
+    """Say how a run's arrays stand, from squeue's rows."""
+    pending = running = 0
+    over: Counter[str] = Counter()
+    notes: dict[str, int] = {}
+    stuck: list[str | None] = []
+    for row in rows:
+        if row.state in _WAITING:
+            pending += row.count
+            said = waiting(row.reason, row.array_id)
+            stuck.append(said[0] if said and said[1] else None)
+            if said:
+                notes[said[0]] = notes.get(said[0], 0) + row.count
+        elif row.state in _RUNNING:
+            running += row.count
+        else:
+            over[row.state] += row.count
+    hopeless = stuck[0] if stuck and not running and all(stuck) else None
+    told = tuple(f"{count:,} {'trial' if count == 1 else 'trials'} {words}" for words, count in notes.items())
+    return Queue(bool(pending or running), pending, running, dict(over), told, hopeless)
+
+
+def left(rows: Iterable[QueueRow]) -> list[Left]:
+    """Return the tasks that squeue still knows and that did not end by themselves."""
+    going = _WAITING | _RUNNING | {"COMPLETED"}
+    return [Left(row.array_id, row.tasks, row.state, row.name) for row in rows if row.state not in going]
+
+
+def task_states(
+    submissions: Sequence[tuple[Submission, Trials]],
+    rows: Iterable[QueueRow],
+    gone: Iterable[Left],
+    accounts: Iterable[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
+    walltime: str,
+) -> dict[int, TaskState]:
+    """Say how each trial's newest array task stands: by squeue, else by sacct, else as it was seen."""
+    known = {submission.token: trials for submission, trials in submissions}
+    newest = _newest(submissions)
+    found: dict[int, TaskState] = {}
+    for each in gone:
+        for trial, first in _trials(known.get(each.name), each.tasks):
+            if newest.get(trial) == each.name:
+                words = ended(each.state, walltime=walltime)
+                found[trial] = TaskState(_last(attempts, trial, first), each.state, words=words)
+    for trial, number, account in charged(submissions, accounts):
+        if newest.get(trial) != account.name or account.state in _OPEN | _WAITING:
+            continue
+        code = 128 + account.signal if account.signal else account.exit_code
+        words = ended(
+            account.state,
+            exit_code=account.exit_code,
+            signal=account.signal,
+            reason=account.reason,
+            by=account.cancelled_by,
+            node=account.nodes,
+            walltime=walltime,
+        )
+        found[trial] = TaskState(number, account.state, code, moment(account.ended), words)
+    for row in rows:
+        if row.state not in _WAITING | _RUNNING:
+            continue
+        for trial, first in _trials(known.get(row.name), row.tasks):
+            if newest.get(trial) != row.name:
+                continue
+            tried = _last(attempts, trial, first)
+            started = any(each.number >= first for each in attempts.get(trial, ()))
+            if row.state in _WAITING:
+                found[trial] = TaskState(tried + 1 if started else first, "PENDING")
+            else:
+                found[trial] = TaskState(tried, "RUNNING")
+    return found
+
+
+def unexplained(
+    submissions: Sequence[tuple[Submission, Trials]],
+    found: Mapping[int, TaskState],
+    accounts: Iterable[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
+) -> list[int]:
+    """Return the trials whose end nobody has told yet: not in the queue, not well ended, not in accounting."""
+    told = {trial for trial, _, row in charged(submissions, accounts) if row.state not in _OPEN | _WAITING}
+    going = {trial for trial, task in found.items() if task.state in {"PENDING", "RUNNING"}}
+    asked = {trial for _, trials in submissions for trial, _ in trials}
+    return [
+        trial
+        for trial in sorted(asked - going - told)
+        if not (tried := attempts.get(trial)) or tried[-1].exit_code != 0 or tried[-1].signal
+    ]
+
+
+def charged(
+    submissions: Sequence[tuple[Submission, Trials]], accounts: Iterable[AccountingRow]
+) -> Iterator[tuple[int, int, AccountingRow]]:
+    """Yield each row of sacct with its trial and attempt: the rows of one task are its attempts, in order."""
+    known = {submission.token: trials for submission, trials in submissions}
+    seen: dict[tuple[str, int], int] = defaultdict(int)
+    for row in accounts:
+        trials = known.get(row.name)
+        if trials is None:
+            continue  # the controller gave the id to another job
+        for task in _tasks(row.tasks):
+            if task < len(trials):
+                trial, first = trials[task]
+                yield trial, first + seen[row.array_id, task], row
+                seen[row.array_id, task] += 1
+
+
+def charges(
+    submissions: Sequence[tuple[Submission, Trials]], accounts: Iterable[AccountingRow]
+) -> dict[tuple[int, int], Charge]:
+    """Return what each attempt held, and for how long, by accounting: `(trial, attempt)` -> charge."""
+    found = {}
+    for trial, attempt, row in charged(submissions, accounts):
+        if row.state in _OPEN or not row.allocated:
+            continue
+        gpus = sum(gpus_of(row.allocated).values())
+        billing = row.allocated.get("billing")
+        found[trial, attempt] = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing)
+    return found
+
+
+def _newest(submissions: Sequence[tuple[Submission, Trials]]) -> dict[int, str]:
+    return {trial: submission.token for submission, trials in submissions for trial, _ in trials}
+
+
+def _trials(trials: Trials | None, tasks: str) -> Iterator[tuple[int, int]]:
+    if trials is not None:
+        yield from (trials[task] for task in _tasks(tasks) if task < len(trials))
+
+
+def _tasks(text: str) -> Sequence[int]:
+    try:
+        return task_indices(text) if text and text != "N/A" else ()
+    except ValueError:
+        return ()
+
+
+def _last(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> int:
+    tried = attempts.get(trial)
+    return max(tried[-1].number, first) if tried else first
