@@ -197,27 +197,38 @@ def compare(left: Name, right: Name, /) -> None:
 def clean(
     *,
     older: Annotated[str, Parameter(help="how long ago a run was last used, at least: 30d, 12h, 45m")] = "30d",
+    cluster: Annotated[
+        str | None, Parameter(name=["--cluster", "-c"], help="what lies on this cluster, instead of on this machine")
+    ] = None,
     dry_run: Annotated[bool, _flag("say what would be removed; remove nothing")] = False,
 ) -> None:
     """Remove old run directories, and the snapshots that only they used."""
-    from nexa_infra.operations.clean import leftovers, remove
-    from nexa_infra.operations.clean_text import line, total
+    from nexa_infra.errors import HostError
+    from nexa_infra.hosts.connections import host_of, kept_open
+    from nexa_infra.operations import clean_text
+    from nexa_infra.operations.clean import NotRemovedError, leftovers, remove
+    from nexa_infra.operations.clean_cluster import leftovers_on, remove_on
 
-    gone, stays = leftovers(_seconds(older))
+    where = _cluster(cluster)
     removed, failed = [], False
-    for each in gone:
-        try:
-            if not dry_run:
-                remove(each)
-        except (NexaError, OSError) as error:
-            failed = failed or isinstance(error, OSError)
-            _complain(error)
-        else:
-            removed.append(each)
-            _say(line(each))
-    for kept in stays:
-        _note(f"{kept.path} stays: {kept.reason}")
-    _say(total(removed, dry_run=dry_run))
+    with kept_open(where):
+        host = host_of(where)
+        gone, kept = leftovers(_seconds(older)) if where is None else leftovers_on(where, host, _seconds(older))
+        for each in gone:
+            try:
+                if not dry_run:
+                    remove(each) if where is None else remove_on(host, where, each)
+            except (NexaError, OSError) as error:
+                if where is not None and isinstance(error, HostError):
+                    raise  # the others would fail as slowly, one by one
+                failed = failed or isinstance(error, (OSError, NotRemovedError))
+                _complain(error)
+            else:
+                removed.append(each)
+                _say(clean_text.line(each))
+    for one in kept:
+        _note(clean_text.stays(one))
+    _say(clean_text.total(removed, dry_run=dry_run, place=where.name if where else ""))
     if failed:
         raise SystemExit(1)
 

@@ -14,6 +14,9 @@ from deployments.services import Services
 from nexa_infra.runs.record import Run
 from nexa_infra.settings import settings
 
+# The rig's fixtures: session-wide, so that every folder's tests share one Slurm and one sshd.
+pytest_plugins = ["tests.rig.fixtures"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,8 +39,9 @@ def processes_of(run: Run) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep a person's NEXA_* variables, and an earlier test's, out of every test."""
+def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a person's NEXA_* variables and cache, and an earlier test's, out of every test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for name in [name for name in os.environ if name.startswith("NEXA_")]:
         monkeypatch.delenv(name)
     settings.cache_clear()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nexa_infra.errors import HostError
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class Completed:
 
 class ConnectionLostError(HostError):
     """The connection ended before the answer was whole: whether what was asked was done is not known."""
+
+
+def retried(ask: Callable[[], Answer], tries: int = 4) -> Answer:
+    """Ask what is safe to ask again until its answer comes whole.
+
+    Raises:
+        ConnectionLostError: it never did.
+    """
+    for left in reversed(range(tries)):
+        try:
+            return ask()
+        except ConnectionLostError:
+            if not left:
+                raise
+    raise AssertionError("there is a last try")
 
 
 def check_started(program: str, code: int, said: str, where: str, cwd: Path | None = None) -> None:

@@ -135,7 +135,8 @@ def close(connection: fabric.Connection) -> None:
 def _connection(login: Login) -> fabric.Connection:
     import fabric
 
-    settings: dict[str, Any] = {"banner_timeout": CONNECT_SECONDS, "auth_timeout": LOGIN_SECONDS}
+    # Longer than the connection itself may take, so that silence and what is no sshd end differently.
+    settings: dict[str, Any] = {"banner_timeout": CONNECT_SECONDS + 5.0, "auth_timeout": LOGIN_SECONDS}
     if login.key_file:
         settings |= {"pkey": _key(login), "look_for_keys": False}
     connection = fabric.Connection(

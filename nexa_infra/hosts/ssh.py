@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nexa_infra.hosts.line import Line, Shell
 
 # Waits between tries to reach a host that was reached before, seconds.
-BACKOFF = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+BACKOFF = (1.0, 2.0, 4.0, 8.0)
 # How long a script may be silent, unless its caller says otherwise, seconds.
 PATIENCE = 300.0
 

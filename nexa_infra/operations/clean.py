@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from nexa_infra.errors import NexaError
+from nexa_infra.errors import HostError, NexaError, RunNotFoundError
 from nexa_infra.operations import steps
 from nexa_infra.operations.failures import failure
 from nexa_infra.operations.manage import home
@@ -37,7 +37,10 @@ Kind = Literal["run", "snapshot", "remains"]
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that `clean` may remove: a run directory, a snapshot that no run uses, or what a crash left."""
+    """Something that `clean` may remove: a run directory, a snapshot that no run uses, or what a crash left.
+
+    A file that snapshots share counts for a part in each of them, so that the sum over all is what they hold.
+    """
 
     kind: Kind
     path: Path
@@ -54,6 +57,10 @@ class Staying:
     reason: str
 
 
+class NotRemovedError(NexaError):
+    """Some of what was to go could not be deleted: it is no run any more, and is still there."""
+
+
 def leftovers(older: float) -> tuple[list[Leftover], list[Staying]]:
     """Return what was last used more than `older` seconds ago, oldest first, and the runs that stay all the same.
 
@@ -63,19 +70,27 @@ def leftovers(older: float) -> tuple[list[Leftover], list[Staying]]:
     limit = time.time() - older
     gone: list[Leftover] = []
     stays: list[Staying] = []
+    silent: dict[str, str] = {}  # a cluster that does not answer is asked once
     for path in _folders(base / "runs"):
         if path.name.startswith(_DOOMED) or _half_made(path):
             gone.extend(_remains(path, limit))
         elif not path.name.startswith(".") and RunDirectory(path).record.exists():
+            asked = None
             try:
                 run = run_at(path)
                 used = last_used(run)
-                active = _in_use(run)
+                if used >= limit:
+                    continue
+                asked = run.cluster.name if run.cluster else None
+                if asked in silent:
+                    stays.append(Staying(path, silent[asked]))
+                elif not _in_use(run):
+                    gone.append(_measured("run", path, used))
             except (NexaError, OSError, ValidationError) as error:
-                stays.append(Staying(path, told[0] if (told := failure(error)) else str(error)))
-                continue
-            if used < limit and not active:
-                gone.append(_measured("run", path, used))
+                reason = told[0] if (told := failure(error)) else str(error)
+                stays.append(Staying(path, reason))
+                if asked is not None and isinstance(error, HostError):
+                    silent[asked] = reason
     stays.extend(_elsewhere(base, limit))
     kept = _used_snapshots(base, except_for={each.path for each in gone})
     for path in _folders(base / "snapshots"):
@@ -106,6 +121,7 @@ def remove(leftover: Leftover) -> None:
         _hide_snapshot(path, doomed)
     elif doomed != path:
         path.rename(doomed)
+        (path.parent / ".verified" / path.name.removeprefix(_STAGED)).unlink(missing_ok=True)
     _delete(doomed)
 
 
@@ -119,8 +135,13 @@ def last_used(run: Run) -> float:
 
 def _in_use(run: Run) -> bool:
     """Say whether a run goes on, or is just being made: it has a record, and is about to be submitted."""
-    if steps.scheduler_of(run).poll(run).active:
-        return True
+    try:
+        if steps.scheduler_of(run).poll(run).active:
+            return True
+    except RunNotFoundError:
+        if run.mirror is None:
+            raise
+        # What was removed on its cluster does not run: this is all that is left of it.
     if run.files.refused.exists() or read_submissions(run.files):
         return False
     return run.created_at.timestamp() > time.time() - GRACE_SECONDS
@@ -144,6 +165,7 @@ def _hide_snapshot(path: Path, doomed: Path) -> None:
         if path.stat().st_mtime > time.time() - GRACE_SECONDS or path.resolve() in _used_snapshots(home()):
             raise NexaError(f"snapshot {path.name} is in use again: it stays")
         path.rename(doomed)
+        (path.parent / ".verified" / path.name).unlink(missing_ok=True)
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -185,15 +207,16 @@ def _remains(path: Path, limit: float) -> Iterator[Leftover]:
 
 def _measured(kind: Kind, path: Path, used: float) -> Leftover:
     """Measure a folder; where `used` is 0, it was last used when anything in it was last changed."""
-    size, files, newest = 0, 1, path.lstat().st_ctime
+    size, files, newest = 0.0, 1.0, path.lstat().st_ctime
     for folder, folders, names in os.walk(path):
         for name in (*folders, *names):
             try:
                 found = os.lstat(f"{folder}/{name}")
             except FileNotFoundError:
                 continue
-            size, files, newest = size + found.st_size, files + 1, max(newest, found.st_ctime)
-    return Leftover(kind, path, size, files, used or newest)
+            part = 1.0 if stat.S_ISDIR(found.st_mode) else 1 / found.st_nlink
+            size, files, newest = size + found.st_size * part, files + part, max(newest, found.st_ctime)
+    return Leftover(kind, path, round(size), round(files), used or newest)
 
 
 def _delete(path: Path) -> None:

@@ -58,6 +58,7 @@ whole() {
     touched=$(xargs -0 sh -c 'list=$1; shift; exec find "$@" -prune -cnewer "$list"' sh "../.verified/$1" \
         <"../.verified/$1" 2>&1 | head -n 1)
     if [ -n "$touched" ]; then
+        found=
         cp "../.verified/$1" "../.verified/$token.again" && digest "../.verified/$token.again"
         if [ "$found" = "$1" ]; then
             mv -f "../.verified/$token.again" "../.verified/$1"
@@ -75,7 +76,8 @@ drop() {
 }
 """
 )
-# Answers `whole`, or the snapshots to link against; then the directory, absolute.
+# DIRECTORY HASH TOKEN answers `whole`, or the snapshots to link against; then the directory, absolute. Without a hash
+# there is an answer only where there is no snapshot at all.
 _CLAIM = r"""
 case $dir in
     /*) ;;
@@ -90,14 +92,17 @@ dir=$PWD
 mkdir -p -m 700 snapshots snapshots/.verified || exit 1
 lock
 cd snapshots || exit 1
-if whole "$hash"; then
+others=$(ls -1t | grep -Ex '[0-9a-f]{16}' | grep -vx "$hash" | head -n 3 | tr '\n' ' ')
+if [ -z "$hash" ] && [ -n "$others" ]; then
+    exit
+elif [ -n "$hash" ] && whole "$hash"; then
     touch -c "$hash"
     state=whole
 else
     { : >".verified/$token"; } && mkdir ".staging-$token" || exit 1
-    state=$(ls -1t | grep -Ex '[0-9a-f]{16}' | grep -vx "$hash" | head -n 3 | tr '\n' ' ')
+    state=$others
 fi
-printf '%s\n%s' "$state" "${dir}"
+printf '%s\n%s' "$state" "$dir"
 """
 # NAMES is the SHA-256 of the list of files. The staged copy is verified, and gets its name or mends what has it:
 # answers `done`; or `different`, and the staging folder is empty again.
@@ -179,12 +184,21 @@ def claim(host: Host, directory: str, name: str) -> Claim:
     `directory` may be relative to where one logs in, or begin with `~`; it is made where it is missing.
 
     Raises:
-        SyncError: it cannot be made or written, or the host has no rsync.
-        HostError: the host cannot be reached.
+        SyncError: it cannot be made or written.
+        HostError: the host cannot be reached, or has no rsync.
     """
     token = secrets.token_hex(8)
     state, _, place = _run(host, _CLAIM, directory, name, token).partition("\n")
-    return Claim(place, state == "whole", tuple(state.split()), token)
+    if state == "whole":
+        return Claim(place, whole=True)
+    return Claim(place, whole=False, links=tuple(state.split()), token=token)
+
+
+def claim_first(host: Host, directory: str) -> Claim | None:
+    """Make a staging folder where there is no snapshot yet, whatever the name of the first will be; see `claim`."""
+    token = secrets.token_hex(8)
+    said = _run(host, _CLAIM, directory, "", token)
+    return Claim(said.partition("\n")[2], whole=False, token=token) if said else None
 
 
 def finish(host: Host, claimed: Claim, name: str, *, names: str, read: bool) -> bool:
@@ -202,15 +216,19 @@ def finish(host: Host, claimed: Claim, name: str, *, names: str, read: bool) -> 
 
 
 @contextmanager
-def dropped_on_failure(host: Host, claimed: Claim, name: str) -> Iterator[None]:
+def dropped_on_failure(host: Host, claimed: Claim) -> Iterator[None]:
     """Remove the staged copy where what is done with it fails."""
     try:
         yield
     except BaseException:
-        # Where it cannot be removed now, the next sync or `clean` removes it.
-        with suppress(HostError, SyncError):
-            _run(host, _DROP, claimed.directory, name, claimed.token)
+        drop(host, claimed)
         raise
+
+
+def drop(host: Host, claimed: Claim) -> None:
+    """Remove a staged copy; where that cannot be done now, the next sync or `clean` does it."""
+    with suppress(HostError, SyncError):
+        _run(host, _DROP, claimed.directory, "", claimed.token)
 
 
 def _run(host: Host, script: str, directory: str, *words: str) -> str:

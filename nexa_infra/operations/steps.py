@@ -24,6 +24,7 @@ from nexa_infra.errors import (
     RunCancelledError,
     RunFailedError,
 )
+from nexa_infra.hosts.base import retried
 from nexa_infra.hosts.connections import host_of
 from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
 from nexa_infra.monitoring.prices import PriceBook, price_for
@@ -182,7 +183,7 @@ def sync(run: Run) -> Run:
     """Bring the code over, and return the run with its snapshot."""
     root = code_root(Path(run.config_file)) if run.config_file else repository_of(Path.cwd())
     host = host_of(run.cluster)
-    snapshot = sync_repository(run.workdir, root=root, rules=run.config.sync, host=host)
+    snapshot = retried(lambda: sync_repository(run.workdir, root=root, rules=run.config.sync, host=host))
     script = run.config.launcher.script
     if script and not Path(script).is_absolute() and host.run(["test", "-f", f"{snapshot.path}/{script}"]).returncode:
         raise ConfigError(
@@ -352,7 +353,9 @@ def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> s
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+    # How the launcher ended says less than what the program said before.
+    said = [line for line in text.rstrip().splitlines() if not line.startswith("srun: ")]
+    return "\n".join((said or text.rstrip().splitlines())[-lines:])
 
 
 def scheduler_of(run: Run) -> Scheduler:

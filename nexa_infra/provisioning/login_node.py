@@ -97,16 +97,17 @@ def check_workdir(found: Inspection) -> Iterator[Check]:
             "" if found.answer("execute").works else "; programs in it cannot be executed: run them by python or bash"
         )
         yield Check("workdir", True, f"{place} can be {'written' if found.nearest == place else 'made'}{noexec}")
+    cleaning = f"`nexa-infra clean --cluster {found.cluster.name}`"
     if found.disk:
         free, inodes = found.disk.free_kib * 1024 / GIB, found.disk.free_inodes
         fine = free >= 1 and (inodes is None or inodes >= FEW_INODES)
         files = f" and {inodes:,} inodes" if inodes is not None else ""
-        remedy = "" if fine else f"free some (`nexa-infra clean`), or {_ANOTHER}"
+        remedy = "" if fine else f"free some ({cleaning}), or {_ANOTHER}"
         yield Check("space", fine, f"{free:,.1f} GiB{files} free ({found.disk.kind})", remedy)
     for quota in found.quotas:
         pairs = ((quota.used, quota.limit, ""), (quota.files, quota.files_limit, " files"))
         told = [f"{used} of {limit}{unit}" for used, limit, unit in pairs if limit.rstrip("kK") != "0"]
-        remedy = "remove what is not needed (`nexa-infra clean`): soon nothing can be written" if quota.over else ""
+        remedy = f"remove what is not needed ({cleaning}): soon nothing can be written" if quota.over else ""
         yield Check("quota", not quota.over, f"{' and '.join(told) or 'no limit'} in {quota.place}", remedy)
     if not found.quotas:
         yield Check(

@@ -20,6 +20,10 @@ from nexa_infra.settings import settings
 
 # A run's age over the longest sensible time between two polls of it.
 GROWTH = 30
+# How often the trials' own words are read, though the scheduler says nothing new, seconds.
+READ_SECONDS = 10.0
+# How long a scheduler may say that a trial runs which has said that it has completed, seconds.
+SETTLE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,12 @@ async def follow(
     started = answered = time.monotonic()
     seen: Queue | None = None
     told: Counter[str] = Counter()
+    read = started  # when the trials' own words were last read
+    done: float | None = None  # when every trial was first seen to have completed
     try:
         while True:
             looked = time.monotonic()
+            reading = 0.0
             try:
                 queue = await asyncio.to_thread(scheduler.poll, run)
             except (HostError, UnknownStateError) as error:
@@ -79,13 +86,21 @@ async def follow(
                     f"`nexa-infra cancel {run.id}` ends it"
                 )
             action: Action = Wait()
-            if queue != seen or not queue.active:
+            # Trials may end, and one array task start another, without a change in the queue's numbers.
+            if queue != seen or not queue.active or looked - read > READ_SECONDS:
                 seen = queue
+                begun = read = time.monotonic()
                 state = await asyncio.to_thread(read_state, run, scheduler, queue)
+                reading = time.monotonic() - begun
                 if (counts := Counter(state.states)) != told or queue.notes:
                     told = counts
                     yield Poll(run.trials, counts, time.monotonic() - started, queue.notes)
                 action = decide(state, policy)
+                if all(said == "completed" for said in state.states):
+                    done = done or time.monotonic()
+            # A controller that was away may believe for minutes that what has ended runs.
+            if done is not None and time.monotonic() - done > SETTLE_SECONDS:
+                return
             match action:
                 case Submit(trials):
                     await asyncio.to_thread(submit_trials, run, scheduler, trials)
@@ -94,10 +109,9 @@ async def follow(
                     seen = None
                 case Finish():
                     return
-            # A large run takes longer to look at: looking never takes more than a tenth of the time.
-            now = time.monotonic()
-            grown = min(max(period, (now - started) / GROWTH), ceiling or period)
-            await asyncio.sleep(max(grown, 9 * (now - looked)))
+            # A large run takes longer to read: that never takes more than a tenth of the time.
+            grown = min(max(period, (time.monotonic() - started) / GROWTH), ceiling or period)
+            await asyncio.sleep(max(grown, 9 * reading))
     except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
         if scheduler.ends_with_client(run):
             scheduler.cancel(run)

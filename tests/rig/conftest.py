@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.rig.clusters import cluster, login_node, project, workdir
 from tests.rig.fixtures import (
     FIXTURES,
     _session_folder,
@@ -14,7 +15,18 @@ from tests.rig.fixtures import (
     started_sshd,
 )
 
-__all__ = ["_session_folder", "rig_folder", "slurm", "sshd", "started_slurm", "started_sshd"]
+__all__ = [
+    "_session_folder",
+    "cluster",
+    "login_node",
+    "project",
+    "rig_folder",
+    "slurm",
+    "sshd",
+    "started_slurm",
+    "started_sshd",
+    "workdir",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -165,7 +165,7 @@ def test_a_frozen_server_is_not_waited_for_for_ever(sshd: SshRig, monkeypatch: p
     monkeypatch.setattr(login, "CONNECT_SECONDS", 1.0)
     with reached(sshd) as host:
         sshd.sshd.send(signal.SIGSTOP)
-        with pytest.raises(HostError, match="cannot be reached: .*banner.*sshd listens|does not answer"):
+        with pytest.raises(HostError, match="does not answer within 1 s"):
             host.script("true")
         sshd.sshd.send(signal.SIGCONT)
         assert host.script("echo up").stdout == "up\n"

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,9 @@ def test_what_never_answers_is_given_up(sshd: SshRig, monkeypatch: pytest.Monkey
     with Proxy(sshd.port) as proxy:
         proxy.stall()
         assert "does not answer within 1 s" in refusal(sshd, port=proxy.port)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"220 mail\r\n" * 200), daemon=True).start()
+        assert "check that an sshd listens on port" in refusal(sshd, port=other.getsockname()[1])
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as queue:
         for _ in range(2):  # who comes after these is not answered
             waiting = queue.enter_context(socket.socket())

@@ -21,7 +21,7 @@ from nexa_infra.hosts.connections import close_all
 from nexa_infra.hosts.login import Login
 from nexa_infra.hosts.ssh import SshHost
 from nexa_infra.operations.selection import chosen
-from nexa_infra.operations.sync import sync_repository
+from nexa_infra.operations.sync import snapshots_locked, sync_repository
 from nexa_infra.runs.record import Snapshot
 from nexa_infra.spec.run import SyncRules
 from tests.rig.accounts import ADA, ROOT, Account
@@ -312,11 +312,24 @@ def test_two_clients_at_once_both_end_well(sshd: SshRig, code: Path, there: Path
     assert inside(there) == {ended[0].hash}
 
 
+def test_a_sync_waits_for_whoever_removes_snapshots(host: SshHost, code: Path, there: Path) -> None:
+    made = sync_repository(there, root=code, host=host)
+    with snapshots_locked(there / "snapshots"):
+        waiting = threading.Thread(target=sync_repository, args=(there,), kwargs={"root": code, "host": host})
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive()
+        shutil.rmtree(made.path)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert_exact(made, code)
+
+
 CLIENT = """
 import sys
 from nexa_infra.hosts.login import Login
 from nexa_infra.hosts.ssh import SshHost
-from nexa_infra.operations.sync import sync_repository
+from nexa_infra.operations.sync import snapshots_locked, sync_repository
 there, root, host, port, key, known = sys.argv[1:]
 sync_repository(there, root=root, host=SshHost(Login(host, "root", int(port), key, known)))
 """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nexa_infra.errors import UnknownStateError
-from nexa_infra.hosts.base import Completed, Host
+from nexa_infra.hosts.base import Completed, Host, retried
 from nexa_infra.hosts.shell import join, quote
 from nexa_infra.scheduling.slurm.text import (
     ACCOUNTING_FIELDS,
@@ -58,13 +58,17 @@ class SlurmClient:
         """Run a script in which Slurm's commands are found."""
         return self.host.script(PRELUDE + text, timeout=timeout)
 
+    def ask(self, text: str, *, timeout: float = ASK_SECONDS) -> Completed:
+        """Run a script that is safe to run again; where its answer is lost, it is."""
+        return retried(lambda: self.script(text, timeout=timeout))
+
     def accounting(self, ids: Sequence[str]) -> str | None:
         """Return sacct's lines on some arrays, every attempt; None where there is no accounting, or it refuses.
 
         Times are seconds since the epoch.
         """
         command = f"sacct -nP -X -D -j {quote(','.join(ids))} -o {ACCOUNTING_FIELDS}"
-        done = self.script(f"SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s {command}")
+        done = self.ask(f"SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s {command}")
         return done.stdout if done.returncode == 0 else None
 
     def rows(self, ids: Sequence[str]) -> list[AccountingRow] | None:
@@ -74,7 +78,7 @@ class SlurmClient:
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End some jobs; those that have ended already are no error."""
-        self.script(f"scancel -- {join(ids)}" if ids else "true")
+        self.ask(f"scancel -- {join(ids)}" if ids else "true")
 
 
 def queue_command(prefix: str) -> str:

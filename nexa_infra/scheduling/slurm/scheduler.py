@@ -68,7 +68,7 @@ class SlurmScheduler:
     def prepare(self, run: Run) -> None:
         """Make the run directory there from the client's copy; see `Scheduler.prepare`."""
         if self.host.remote:
-            done = self.host.script(mirror.push_script(run))
+            done = self.client.ask(mirror.push_script(run))
             mirror.check_pushed(run, done.returncode, done.stderr)
 
     def submit(self, run: Run, submission: Submission) -> Submission | None:
@@ -85,7 +85,7 @@ class SlurmScheduler:
         place = f"submissions/{submission.number}.json"
         # A record without its id is no harm: the id is found again by its name.
         with suppress(HostError):
-            self.host.script(f"cd -- {quote(run.directory)} && {write_file(place, record)}")
+            self.client.ask(f"cd -- {quote(run.directory)} && {write_file(place, record)}")
         return answered
 
     def settle(self, run: Run, submission: Submission) -> Submission | None:
@@ -101,7 +101,7 @@ class SlurmScheduler:
         text += section("cancelled", "cat cancelled 2>/dev/null")
         if self.host.remote:
             text += mirror.changed_files(seen.since)
-        done = self.client.script(text)
+        done = self.client.ask(text)
         if done.returncode == 66:
             raise RunNotFoundError(f"the run directory {run.directory} is not on {self.host.name} any more")
         told = mirror.unpack(run, done.stdout) if self.host.remote else done.stdout
@@ -133,7 +133,8 @@ class SlurmScheduler:
         found = _states(run, submissions, rows, accounts, attempts)
         lacking = frozenset(tasks.unexplained(submissions, found, accounts, attempts))
         if lacking and (lacking != seen.asked or not tasks.queue_of(rows).active):
-            accounts = self._ask_accounting(run, submissions, attempts, lacking, found)
+            wanted = frozenset((trial, attempts[trial][-1].number) for trial in lacking if attempts.get(trial))
+            accounts = self._ask_accounting(run, submissions, wanted)
             seen.asked = lacking
             found = _states(run, submissions, rows, accounts, attempts)
         return found
@@ -155,7 +156,7 @@ class SlurmScheduler:
         lines.append("  nexa_number=${nexa_intent##*/}; nexa_number=${nexa_number%.json}")
         lines.append(f"  nexa_claim=claims/{quote(f'nexa-{run.id}-')}$nexa_number")
         lines.append('  ln -sfT -- void "$nexa_claim.void" && mv -fT -- "$nexa_claim.void" "$nexa_claim"\ndone')
-        self.host.script("\n".join(lines))
+        self.client.ask("\n".join(lines))
         limit = time.monotonic() + END_SECONDS
         told = False
         while self.poll(run).active:
@@ -173,27 +174,27 @@ class SlurmScheduler:
     def reopen(self, run: Run) -> None:
         """See `Scheduler.reopen`."""
         if self.host.remote:
-            self.host.script(f"rm -f -- {quote(run.directory + '/cancelled')}")
+            self.client.ask(f"rm -f -- {quote(run.directory + '/cancelled')}")
         run.files.cancelled.unlink(missing_ok=True)
 
     def bring(self, run: Run) -> None:
         """Bring states, metrics and accounting; see `Scheduler.bring`."""
         if self.host.remote:
-            done = self.client.script(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
+            done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
             mirror.unpack(run, done.stdout)
         self.poll(run)
         submissions = _submissions(run)
         attempts = read_attempts(run.files)
-        ended = {trial for trial, tried in attempts.items() if tried}
-        known = {trial for trial, _, _ in tasks.charged(submissions, _accounts(run))}
-        if ended - known or tasks.unexplained(submissions, {}, _accounts(run), attempts):
-            self._ask_accounting(run, submissions, attempts, ended, {})
+        tried = frozenset((trial, each.number) for trial, several in attempts.items() for each in several)
+        accounts = _accounts(run)
+        if tried - _settled(submissions, accounts) or tasks.unexplained(submissions, {}, accounts, attempts):
+            self._ask_accounting(run, submissions, tried)
 
     def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
         """See `Scheduler.bring_words`."""
         lacking = [each for each in failed if each[1] and not run.files.tail(*each).exists()]
         if self.host.remote and lacking:
-            mirror.keep_words(run, lacking, self.host.script(mirror.words_script(run, lacking)).stdout)
+            mirror.keep_words(run, lacking, self.client.ask(mirror.words_script(run, lacking)).stdout)
 
     def publish(self, run: Run) -> None:
         """See `Scheduler.publish`."""
@@ -201,7 +202,7 @@ class SlurmScheduler:
         written = [files.results, files.report_json, files.report_markdown, files.accounting, files.left]
         written += [files.path / "manifest.txt", files.path / "artifact.json"]
         if self.host.remote and (there := [path for path in written if path.exists()]):
-            self.host.script(mirror.publish_script(run, there))
+            self.client.ask(mirror.publish_script(run, there))
 
     def ends_with_client(self, run: Run) -> bool:  # noqa: ARG002
         """See `Scheduler.ends_with_client`: only a person's word ends what runs on a cluster."""
@@ -212,14 +213,9 @@ class SlurmScheduler:
             write_atomically(run.files.cancelled, found[0] + "\n")
 
     def _ask_accounting(
-        self,
-        run: Run,
-        submissions: Sequence[tuple[Submission, Trials]],
-        attempts: Mapping[int, Sequence[Attempt]],
-        wanted: frozenset[int] | set[int],
-        found: Mapping[int, TaskState],
+        self, run: Run, submissions: Sequence[tuple[Submission, Trials]], wanted: frozenset[tuple[int, int]]
     ) -> list[AccountingRow]:
-        """Ask sacct about the run's arrays, until it has caught up with the queue or will not."""
+        """Ask sacct about the run's arrays, until it has caught up with the attempts that are wanted, or will not."""
         rows = _seen_of(run).rows or ()
         ids = sorted({s.job_id for s, _ in submissions if s.job_id} | {row.array_id for row in rows}, key=int)
         if not ids:
@@ -231,11 +227,18 @@ class SlurmScheduler:
                 return _accounts(run)
             write_atomically(run.files.accounting, text)
             accounts = read_accounting(text)
-            lacking = wanted & set(tasks.unexplained(submissions, found, accounts, attempts))
-            settled = {t for t, _, row in tasks.charged(submissions, accounts) if row.state not in _GOING}
-            if not ((lacking | wanted) - settled) or tasks.queue_of(rows).active or time.monotonic() > limit:
+            # While something runs, there is another time.
+            if wanted <= _settled(submissions, accounts) or tasks.queue_of(rows).active or time.monotonic() > limit:
                 return accounts
             time.sleep(0.5)
+
+
+def _settled(
+    submissions: Sequence[tuple[Submission, Trials]], accounts: Sequence[AccountingRow]
+) -> frozenset[tuple[int, int]]:
+    """Return the attempts whose end accounting knows."""
+    found = tasks.charged(submissions, accounts)
+    return frozenset((trial, number) for trial, number, row in found if row.state not in _GOING)
 
 
 def charges_of(run: Run) -> dict[tuple[int, int], Charge]:

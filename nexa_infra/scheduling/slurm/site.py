@@ -91,7 +91,7 @@ def ask(client: SlurmClient, run: Run, known: Mapping[str, tuple[str, int]] | No
         HostError: it cannot be reached.
         SubmitError: there is no Slurm.
     """
-    done = client.script(questions(run, facts=known is None))
+    done = client.ask(questions(run, facts=known is None))
     found = {**(known or {}), **sections(done.stdout)}
     if "config" not in found:
         raise HostError(
@@ -208,7 +208,8 @@ def problems(run: Run, site: Site) -> Iterator[str]:
         known = sorted(site.qos)
         yield f"job.qos: there is no QOS {job.qos!r}{suggestion(job.qos, known)}; it has {', '.join(known)}"
         told = True
-    yield from _size(run, site, account)
+    sizes = list(_size(run, site, account))
+    yield from sizes
     yield from (_gpu(job, site, partition) if partition is not None else ())
     if site.problem:
         yield site.problem
@@ -222,7 +223,8 @@ def problems(run: Run, site: Site) -> Iterator[str]:
             f"{INODES_A_TRIAL * run.trials:,} files: `nexa-infra clean`, or name another"
         )
     # What was told above in our words is not told again in the scheduler's.
-    if site.refused and refusal(site.verdict) == "permanent" and not (told and _same(site.verdict)):
+    told = (told and _same(site.verdict)) or (bool(sizes) and "ubmit" in site.verdict)
+    if site.refused and refusal(site.verdict) == "permanent" and not told:
         yield f"sbatch --test-only: {explained(site.verdict)}"
 
 

@@ -129,8 +129,10 @@ def _script(run: Run, intent: Submission, *, again: str | None, doubt: bool, voi
         listed = (run.files.path / intent.listed).read_bytes()
         trials = write_file(intent.listed, listed)
     arguments = [str(intent.chunk), str(intent.chunks), *([intent.listed] if intent.listed else [])]
+    # Slurm reads % and \ in a log's path, the folder's included: there the script keeps its log by itself.
+    log = "/dev/null" if {"%", "\\"} & set(run.directory) else "job.log"
     argv = ["sbatch", "--parsable", f"--job-name={intent.token}", f"--array={intent.array}",
-            "--output=job.log", "--error=job.log", "--open-mode=append", "job.sbatch", *arguments]  # fmt: skip
+            f"--output={log}", f"--error={log}", "--open-mode=append", "job.sbatch", *arguments]  # fmt: skip
     record = intent.model_dump_json(indent=2).encode() + b"\n"
     created = re.search(rb'"created_at": "[^"]*"', record)
     return _template().render(

@@ -75,12 +75,12 @@ def task_states(
     """Say how each trial's newest array task stands: by squeue, else by sacct, else as it was seen."""
     known = {submission.token: trials for submission, trials in submissions}
     newest = _newest(submissions)
-    found: dict[int, TaskState] = {}
+    by_array: dict[int, dict[str, TaskState]] = defaultdict(dict)
     for each in gone:
         for trial, first in _trials(known.get(each.name), each.tasks):
             if newest.get(trial) == each.name:
                 words = ended(each.state, walltime=walltime)
-                found[trial] = TaskState(_last(attempts, trial, first), each.state, words=words)
+                by_array[trial][each.array_id] = TaskState(_last(attempts, trial, first), each.state, words=words)
     for trial, number, account in charged(submissions, accounts):
         if newest.get(trial) != account.name or account.state in _OPEN | _WAITING:
             continue
@@ -94,7 +94,7 @@ def task_states(
             node=account.nodes,
             walltime=walltime,
         )
-        found[trial] = TaskState(number, account.state, code, moment(account.ended), words)
+        by_array[trial][account.array_id] = TaskState(number, account.state, code, moment(account.ended), words)
     for row in rows:
         if row.state not in _WAITING | _RUNNING:
             continue
@@ -104,10 +104,15 @@ def task_states(
             tried = _last(attempts, trial, first)
             started = any(each.number >= first for each in attempts.get(trial, ()))
             if row.state in _WAITING:
-                found[trial] = TaskState(tried + 1 if started else first, "PENDING")
+                by_array[trial][row.array_id] = TaskState(tried + 1 if started else first, "PENDING")
             else:
-                found[trial] = TaskState(tried, "RUNNING")
-    return found
+                by_array[trial][row.array_id] = TaskState(tried, "RUNNING")
+    return {trial: min(told.values(), key=_idleness) for trial, told in by_array.items()}
+
+
+def _idleness(task: TaskState) -> int:
+    """Order what two arrays of one token say of a trial: the one that gave way has the least to say."""
+    return {"RUNNING": 0, "PENDING": 2, "COMPLETED": 3}.get(task.state, 1)
 
 
 def unexplained(
@@ -116,8 +121,15 @@ def unexplained(
     accounts: Iterable[AccountingRow],
     attempts: Mapping[int, Sequence[Attempt]],
 ) -> list[int]:
-    """Return the trials whose end nobody has told yet: not in the queue, not well ended, not in accounting."""
-    told = {trial for trial, _, row in charged(submissions, accounts) if row.state not in _OPEN | _WAITING}
+    """Return the trials whose newest end nobody has told yet: not in the queue, not well ended, not in accounting."""
+    newest = _newest(submissions)
+    told = {
+        trial
+        for trial, number, row in charged(submissions, accounts)
+        if row.state not in _OPEN | _WAITING
+        and row.name == newest[trial]
+        and number >= (attempts[trial][-1].number if attempts.get(trial) else 0)
+    }
     going = {trial for trial, task in found.items() if task.state in {"PENDING", "RUNNING"}}
     asked = {trial for _, trials in submissions for trial, _ in trials}
     return [
@@ -147,14 +159,19 @@ def charged(
 def charges(
     submissions: Sequence[tuple[Submission, Trials]], accounts: Iterable[AccountingRow]
 ) -> dict[tuple[int, int], Charge]:
-    """Return what each attempt held, and for how long, by accounting: `(trial, attempt)` -> charge."""
-    found = {}
+    """Return what each attempt held, and for how long, by accounting: `(trial, attempt)` -> charge.
+
+    What a second array of the same token held until it gave way is paid for as well.
+    """
+    found: dict[tuple[int, int], Charge] = {}
     for trial, attempt, row in charged(submissions, accounts):
         if row.state in _OPEN or not row.allocated:
             continue
         gpus = sum(gpus_of(row.allocated).values())
         billing = row.allocated.get("billing")
-        found[trial, attempt] = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing)
+        before = found.get((trial, attempt))
+        seconds = row.elapsed + (before.seconds if before else 0)
+        found[trial, attempt] = Charge(seconds, row.allocated.get("cpu", 0), gpus, billing)
     return found
 
 
