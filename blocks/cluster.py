@@ -128,6 +128,14 @@ class SlurmCluster(KnownFieldsBlock):
         title="USD a core-hour",
         json_schema_extra={"position": 14},
     )
+    cost_per_billing_hour: float | None = Field(
+        default=None,
+        description="USD an hour of Slurm's billing units, where the site sells these (TRESBillingWeights).",
+        ge=0,
+        allow_inf_nan=False,
+        title="USD a billing-hour",
+        json_schema_extra={"position": 17},
+    )
     poll_floor: float = Field(
         default=30.0,
         description="The shortest time between two looks at the queue, seconds.",
@@ -244,6 +252,7 @@ class SlurmCluster(KnownFieldsBlock):
             runtime=self.runtime,
             cost_per_gpu_hour=_usd(self.cost_per_gpu_hour),
             cost_per_core_hour=_usd(self.cost_per_core_hour),
+            cost_per_billing_hour=_usd(self.cost_per_billing_hour),
             poll_floor=self.poll_floor,
             poll_ceiling=self.poll_ceiling,
         )

@@ -29,8 +29,8 @@ def saved_cluster(name: str) -> Cluster:
         raise ConfigError(problem) from error
     except Exception as error:
         raise NexaError(
-            f"Prefect's server cannot be asked for the cluster {word!r}: {str(error) or type(error).__name__}; start it "
-            "(`make up`), set PREFECT_API_URL, or name a cluster file"
+            f"Prefect's server cannot be asked for the cluster {word!r}: {str(error) or type(error).__name__}; start "
+            "it (`make up`), set PREFECT_API_URL, or name a cluster file"
         ) from error
     if not isinstance(block, SlurmCluster):
         raise NexaError(f"the saved block {word!r} is no Slurm cluster")

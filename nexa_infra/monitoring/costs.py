@@ -131,6 +131,8 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
     job = run.config.job
     limit = job.walltime
     seconds = None if limit is None else Decimal(str(limit.total_seconds()))
+    if run.price.unit == "billing-hour" and run.price.units is None:
+        seconds = None  # what is billed is not known beforehand, so that nothing bounds it
     if seconds is not None and run.cluster is not None:
         seconds = Decimal(60 * math.ceil(seconds / 60))  # Slurm counts in whole minutes, rounded up
     estimate = _estimate(
@@ -151,7 +153,9 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
 
 
 def units_per_node(job: SlurmJob, price: Price) -> int:
-    """Return what a price is counted by, on each of a job's nodes: its GPUs, or its cores."""
+    """Return what a price is counted by, on each of a job's nodes: GPUs, cores, or a share of what is billed."""
+    if price.unit == "billing-hour":
+        return math.ceil((price.units or 0) / job.nodes)
     return job.gpus if price.unit == "gpu-hour" else job.cores
 
 
@@ -224,7 +228,7 @@ def unit_seconds(run: Run, seconds: float | None, charge: Charge | None) -> Deci
     if charge is not None:
         units = charge.units(run.price)
         return None if units is None else Decimal(units * charge.seconds)
-    if seconds is None or run.price.unit == "billing-hour":
+    if seconds is None or (run.price.unit == "billing-hour" and run.price.units is None):
         return None
     return run.config.job.nodes * units_per_node(run.config.job, run.price) * _exact(seconds)
 

@@ -193,8 +193,9 @@ def price_for(
 ) -> Price:
     """Return the price of what a job asks for: its own, else its cluster's, else the book's.
 
-    A job without GPUs is priced by core-hour. The book, where none is given, is loaded only if it
-    is needed; an explicit price is dated `today`.
+    A cluster that sells Slurm's billing units has a price of these, whatever the job asks for. Else a
+    job without GPUs is priced by core-hour. The book, where none is given, is loaded only if it is
+    needed; an explicit price is dated `today`.
 
     Raises:
         PriceError: there is no such price, or the job asks for GPUs without saying which.
@@ -208,6 +209,15 @@ def price_for(
             return Price(
                 item=item, unit=unit, usd_per_hour=usd, provider=provider, source=f"{provider}.{key}", date=day
             )
+    if cluster is not None and cluster.cost_per_billing_hour is not None:
+        return Price(
+            item="billing",
+            unit="billing-hour",
+            usd_per_hour=cluster.cost_per_billing_hour,
+            provider="cluster",
+            source="cluster.cost_per_billing_hour, TRESBillingWeights",
+            date=(today or datetime.now(UTC).date()).isoformat(),
+        )
     if job.gpus and job.gpu is None:
         raise PriceError(
             f"{job.gpus} GPU{'s' * (job.gpus > 1)} a node are asked for without saying which: "

@@ -91,7 +91,7 @@ def how_projected(report: CostReport) -> str:
         counted(asked.job_count, "trial"),
         counted(asked.attempts_per_trial, "attempt"),
         counted(asked.nodes, "node"),
-        counted(asked.units_per_node, "GPU" if price.unit == "gpu-hour" else "core"),
+        counted(asked.units_per_node, {"gpu-hour": "GPU", "core-hour": "core"}.get(price.unit, "billing unit")),
         "no walltime" if hours is None else format_walltime(timedelta(hours=float(hours))),
     )
     return f"{' × '.join(sizes)} at {rate(price.usd_per_hour)} a {unit(price)}"

@@ -76,8 +76,7 @@ drop() {
 }
 """
 )
-# DIRECTORY HASH TOKEN answers `whole`, or the snapshots to link against; then the directory, absolute. Without a hash
-# there is an answer only where there is no snapshot at all.
+# Answers `whole`, or the snapshots to link against; then the directory, absolute.
 _CLAIM = r"""
 case $dir in
     /*) ;;
@@ -92,15 +91,12 @@ dir=$PWD
 mkdir -p -m 700 snapshots snapshots/.verified || exit 1
 lock
 cd snapshots || exit 1
-others=$(ls -1t | grep -Ex '[0-9a-f]{16}' | grep -vx "$hash" | head -n 3 | tr '\n' ' ')
-if [ -z "$hash" ] && [ -n "$others" ]; then
-    exit
-elif [ -n "$hash" ] && whole "$hash"; then
+if whole "$hash"; then
     touch -c "$hash"
     state=whole
 else
     { : >".verified/$token"; } && mkdir ".staging-$token" || exit 1
-    state=$others
+    state=$(ls -1t | grep -Ex '[0-9a-f]{16}' | grep -vx "$hash" | head -n 3 | tr '\n' ' ')
 fi
 printf '%s\n%s' "$state" "$dir"
 """
@@ -194,13 +190,6 @@ def claim(host: Host, directory: str, name: str) -> Claim:
     return Claim(place, whole=False, links=tuple(state.split()), token=token)
 
 
-def claim_first(host: Host, directory: str) -> Claim | None:
-    """Make a staging folder where there is no snapshot yet, whatever the name of the first will be; see `claim`."""
-    token = secrets.token_hex(8)
-    said = _run(host, _CLAIM, directory, "", token)
-    return Claim(said.partition("\n")[2], whole=False, token=token) if said else None
-
-
 def finish(host: Host, claimed: Claim, name: str, *, names: str, read: bool) -> bool:
     """Verify the staged copy, and give it its name; False where it is not what it should be.
 
@@ -216,19 +205,15 @@ def finish(host: Host, claimed: Claim, name: str, *, names: str, read: bool) -> 
 
 
 @contextmanager
-def dropped_on_failure(host: Host, claimed: Claim) -> Iterator[None]:
+def dropped_on_failure(host: Host, claimed: Claim, name: str) -> Iterator[None]:
     """Remove the staged copy where what is done with it fails."""
     try:
         yield
     except BaseException:
-        drop(host, claimed)
+        # Where it cannot be removed now, the next sync or `clean` removes it.
+        with suppress(HostError, SyncError):
+            _run(host, _DROP, claimed.directory, name, claimed.token)
         raise
-
-
-def drop(host: Host, claimed: Claim) -> None:
-    """Remove a staged copy; where that cannot be done now, the next sync or `clean` does it."""
-    with suppress(HostError, SyncError):
-        _run(host, _DROP, claimed.directory, "", claimed.token)
 
 
 def _run(host: Host, script: str, directory: str, *words: str) -> str:

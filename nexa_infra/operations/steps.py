@@ -99,7 +99,7 @@ def plan(
     folder = _folder(loaded.job.output_dir, workdir, cluster)
     slug = re.sub(r"[^a-z0-9]+", "-", loaded.job.name.lower()).strip("-")[:32] or "run"
     run_id = f"{now:%Y%m%d-%H%M%S}-{slug}-{token or secrets.token_hex(2)}"
-    return Run(
+    run = Run(
         id=run_id,
         config=loaded,
         config_file=os.path.abspath(file) if file else None,  # noqa: PTH100 - links stay as they were named
@@ -112,6 +112,10 @@ def plan(
         versions={"nexa-infra": version("nexa-infra"), "python": platform.python_version()},
         labels=dict(labels or {}),
     )
+    if price.unit == "billing-hour":
+        # What is billed is the cluster's to say, and frozen with the price.
+        return run.model_copy(update={"price": price.model_copy(update={"units": check(run).billing})})
+    return run
 
 
 def _folder(output_dir: str | None, workdir: Path, cluster: Cluster | None) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,15 +16,7 @@ from nexa_infra.hosts.login import Login
 from nexa_infra.hosts.ssh import SshHost
 from nexa_infra.operations.provenance import names_hash, provenance_of, tree_hash
 from nexa_infra.operations.selection import Files, changed, chosen, whole_folders
-from nexa_infra.operations.snapshots import (
-    Claim,
-    claim,
-    claim_first,
-    drop,
-    dropped_on_failure,
-    finish,
-    snapshots_locked,
-)
+from nexa_infra.operations.snapshots import Claim, claim, dropped_on_failure, finish, snapshots_locked
 from nexa_infra.runs.record import Snapshot
 from nexa_infra.spec.run import SyncRules
 
@@ -75,20 +66,16 @@ def sync_repository(
         raise SyncError(f"{source} is itself a snapshot: run from the code's own folder")
     begun = time.time()
     files = chosen(source, rules or SyncRules(), target=target, include_runs=include_runs)
+    # git is asked, and the host is logged in to, while files are read.
     with ThreadPoolExecutor(2) as threads:
         origin = threads.submit(provenance_of, source)
-        first = threads.submit(_first_copy, where, directory, source, files)
-        try:
-            name = _hash(source, files)
-        except BaseException:
-            if staged := first.result():
-                drop(where, staged)
-            raise
-        staged = first.result()
-        claimed = staged or claim(where, directory, name)
+        ready = threads.submit(_log_in, where)
+        name = _hash(source, files)
+        ready.result()
+        claimed = claim(where, directory, name)
         if not claimed.whole:
-            with dropped_on_failure(where, claimed):
-                _make(where, source, files, claimed, name, copied=staged is not None, begun=begun)
+            with dropped_on_failure(where, claimed, name):
+                _copy(where, source, files, claimed, name, begun)
         known = origin.result()
     return Snapshot(
         hash=name,
@@ -125,18 +112,10 @@ def _read(destination: str | Path) -> tuple[Host, str]:
     return ssh_host(Login(host=host.strip("[]"), user=user)), path
 
 
-def _first_copy(host: Host, directory: str, source: Path, files: Files) -> Claim | None:
-    """Log in while files are read here; and where there is no snapshot yet, copy meanwhile, too.
-
-    On a connection that is open the first thing that is asked is the claim: it is one round trip.
-    """
-    if not isinstance(host, SshHost) or host.sessions:
-        return None
-    claimed = claim_first(host, directory)
-    if claimed is not None:
-        with dropped_on_failure(host, claimed):
-            _copy(host, source, files, claimed, whole_folders(source, files))
-    return claimed
+def _log_in(host: Host) -> None:
+    """Open the connection to a host; where it is open, the first thing that is asked is the claim."""
+    if isinstance(host, SshHost) and not host.sessions:
+        host.script(":")
 
 
 def _hash(source: Path, files: Files) -> str:
@@ -149,50 +128,41 @@ def _hash(source: Path, files: Files) -> str:
         raise SyncError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _make(host: Host, source: Path, files: Files, claimed: Claim, name: str, *, copied: bool, begun: float) -> None:
-    """Make a snapshot of the staging folder, to which the files may have been copied already.
+def _copy(host: Host, source: Path, files: Files, claimed: Claim, name: str, begun: float) -> None:
+    """Copy the files to the staging folder, and make a snapshot of it.
 
     Whatever rsync writes it compares with what it read, by a checksum of the whole file. So contents are read
     again there only where something else is in doubt: it linked a file by its size and time alone, or a file
     was changed so short a time before it was hashed here that another change may have left its time as it is.
     """
     names = names_hash(files)
-    doubtful = bool(claimed.links) or any(seen.st_ctime > begun - _TICK_SECONDS for seen in files.values())
-    if not copied:
-        _copy(host, source, files, claimed, whole_folders(source, files), claimed.links)
-    if _finished(host, source, files, claimed, name, names=names, read=doubtful):
-        return
-    _copy(host, source, files, claimed, files)
-    if _finished(host, source, files, claimed, name, names=names, read=True):
-        return
+    links = [f"--link-dest=../{link}" for link in claimed.links]
+    doubtful = bool(links) or any(seen.st_ctime > begun - _TICK_SECONDS for seen in files.values())
+    # The second time every name is told, and what may be linked is compared by its content.
+    for listed, options, read in (
+        (whole_folders(source, files), links, doubtful),
+        (files, ["--checksum", *links], True),
+    ):
+        try:
+            host.rsync(
+                f"{source}/",
+                host.there(f"{claimed.staging}/"),
+                options=[*_RSYNC, *options],
+                # rsync takes a name that begins with # or ; for a comment.
+                stdin="\0".join(f"./{name}" for name in listed),
+            )
+        except HostError as error:
+            if other := changed(source, files):
+                raise SyncError(_changing(source, other)) from error
+            raise
+        if other := changed(source, files):
+            raise SyncError(_changing(source, other))
+        if finish(host, claimed, name, names=names, read=read):
+            return
     raise SyncError(
         f"what was copied to {claimed.directory} on {host.name} is not what is in {source}: does its file system "
         "keep links, executable bits and all names?"
     )
-
-
-def _copy(
-    host: Host, source: Path, files: Files, claimed: Claim, listed: Iterable[str], links: Sequence[str] = ()
-) -> None:
-    """Copy the files to the staging folder, by a list of them in which folders may stand for all that is in them."""
-    try:
-        host.rsync(
-            f"{source}/",
-            host.there(f"{claimed.staging}/"),
-            options=[*_RSYNC, *(f"--link-dest=../{link}" for link in links)],
-            # rsync takes a name that begins with # or ; for a comment.
-            stdin="\0".join(f"./{name}" for name in listed),
-        )
-    except HostError as error:
-        if other := changed(source, files):
-            raise SyncError(_changing(source, other)) from error
-        raise
-
-
-def _finished(host: Host, source: Path, files: Files, claimed: Claim, name: str, *, names: str, read: bool) -> bool:
-    if other := changed(source, files):
-        raise SyncError(_changing(source, other))
-    return finish(host, claimed, name, names=names, read=read)
 
 
 def _changing(source: Path, files: list[str]) -> str:

@@ -24,7 +24,7 @@ class Record(BaseModel):
 
 
 class Price(Record):
-    """What an hour of something costs, and who says so."""
+    """What an hour of something costs, and who says so; a `billing-hour` is Slurm's, by a partition's weights."""
 
     item: str = Field(description="the GPU's type as the price book spells it, or `cpu`")
     unit: Literal["gpu-hour", "core-hour", "billing-hour"]
@@ -32,6 +32,9 @@ class Price(Record):
     provider: str
     source: str
     date: str = Field(description="the day that the price was read, ISO 8601")
+    units: int | None = Field(
+        default=None, description="units that one job is billed for, where a cluster weighs what it holds"
+    )
 
 
 class Snapshot(Record):

@@ -29,6 +29,7 @@ class Admission:
     notes: tuple[str, ...] = ()  # what a person should know, though nothing forbids it
     starts: str | None = None  # when the first trial would start, in words
     gpu: str | None = None  # the site's own name for the GPU that is asked for
+    billing: int | None = None  # the billing units of one trial, by the partition's weights
 
 
 class Scheduler(Protocol):

@@ -36,5 +36,9 @@ class Cluster(Spec):
     )
     cost_per_gpu_hour: Usd | None = Field(default=None, description="USD a GPU-hour here")
     cost_per_core_hour: Usd | None = Field(default=None, description="USD a core-hour here, for jobs without GPUs")
+    cost_per_billing_hour: Usd | None = Field(
+        default=None,
+        description="USD an hour of Slurm's billing units, where the site sells these (TRESBillingWeights)",
+    )
     poll_floor: float = Field(default=30.0, gt=0, description="the shortest time between two polls, seconds")
     poll_ceiling: float = Field(default=300.0, gt=0, description="the longest, seconds")

@@ -65,6 +65,7 @@ def test_a_cluster_block_makes_the_plain_cluster_with_every_field() -> None:
         "runtime": "apptainer",
         "cost_per_gpu_hour": Decimal("3.25"),
         "cost_per_core_hour": Decimal("0.0529"),
+        "cost_per_billing_hour": None,
         "poll_floor": 10.0,
         "poll_ceiling": 60.0,
     }

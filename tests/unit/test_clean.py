@@ -168,6 +168,14 @@ def test_a_snapshot_that_is_taken_up_while_it_is_removed_stays() -> None:
     assert (new.files.code / "code.txt").read_text() == "code\n"
 
 
+SLEEPER = """
+import sys
+from nexa_infra import launch_slurm_sweep
+from nexa_infra.spec.run import SweepConfig
+launch_slurm_sweep(SweepConfig.model_validate_json(sys.stdin.read()), submit=True)
+"""
+
+
 @pytest.fixture
 def running() -> Iterator[Run]:
     """A run that goes on until its client is killed."""

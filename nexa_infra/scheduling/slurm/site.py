@@ -17,6 +17,7 @@ from nexa_infra.errors import HostError, SubmitError, WalltimeError
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.base import Admission
+from nexa_infra.scheduling.slurm.billing import billing
 from nexa_infra.scheduling.slurm.client import SlurmClient, sections
 from nexa_infra.scheduling.slurm.questions import questions
 from nexa_infra.scheduling.slurm.text import explained, read_config, read_queue, read_records, refusal
@@ -178,7 +179,7 @@ def admission(run: Run, site: Site) -> Admission:
         told = "".join(f"\n  {each}" for each in wrong)
         raise SubmitError(f"{where} cannot run {run.config.job.name}; nothing was copied or submitted:{told}")
     start = _START.search(site.verdict)
-    return Admission(tuple(_notes(run, site)), start[1] if start else None, site.gpu)
+    return Admission(tuple(_notes(run, site)), start[1] if start else None, site.gpu, billing(run, site))
 
 
 def problems(run: Run, site: Site) -> Iterator[str]:
