@@ -171,7 +171,7 @@ def report(run: Name = "latest", /, *, json: Annotated[bool, _flag("as JSON, for
     sys.stdout.write(to_json(found) if json else to_terminal(found))
 
 
-@app.command(sort_key=8)
+@app.command(sort_key=9)
 def fetch(
     run: Name,
     trials: Annotated[list[int] | None, Parameter(help="only these trials, by index", negative="")] = None,
@@ -185,7 +185,7 @@ def fetch(
     _say(str(bring(_find(run), to=to, trials=trials or ())))
 
 
-@app.command(sort_key=9)
+@app.command(sort_key=10)
 def compare(left: Name, right: Name, /) -> None:
     """Set two runs side by side, trials matched by their parameters."""
     from nexa_infra.operations.comparison import comparison_text
@@ -193,7 +193,7 @@ def compare(left: Name, right: Name, /) -> None:
     _say(comparison_text(_find(left), _find(right)))
 
 
-@app.command(sort_key=10)
+@app.command(sort_key=11)
 def clean(
     *,
     older: Annotated[str, Parameter(help="how long ago a run was last used, at least: 30d, 12h, 45m")] = "30d",
@@ -233,7 +233,7 @@ def clean(
         raise SystemExit(1)
 
 
-@app.command(sort_key=11)
+@app.command(sort_key=12)
 def doctor(
     cluster: Annotated[str | None, Parameter(help="a saved cluster, or a cluster file; unset, this machine")] = None, /
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nexa_infra.errors import ConfigError, Problem
 
 
 class Settings(BaseSettings):
@@ -25,5 +27,21 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """Read the settings, once a process."""
-    return Settings()
+    """Read the settings, once a process.
+
+    Raises:
+        ConfigError: one of them is not what it must be; the message names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(
+            *(
+                Problem(
+                    f"NEXA_{'_'.join(map(str, each['loc'])).upper()}",
+                    f"is {each['input']!r}: {each['msg']}; change it in the environment or in .env",
+                    file="settings",
+                )
+                for each in error.errors()
+            )
+        ) from error

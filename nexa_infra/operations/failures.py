@@ -23,8 +23,6 @@ def failure(error: Exception) -> tuple[str, int] | None:
         return _of_the_system(error), 1
     if not isinstance(error, ValidationError):
         return None
-    if error.title == "Settings":
-        return "\n".join(_of_a_setting(error)), 2
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "it"
     return f"a record of the run is damaged: in a {error.title.lower()}, {where}: {first['msg']}", 1
@@ -37,12 +35,3 @@ def _of_the_system(error: OSError) -> str:
         told = f"{error.filename} -> {error.filename2}: {what}"
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{told} ({remedy})" if remedy else told
-
-
-def _of_a_setting(error: ValidationError) -> list[str]:
-    """Name the variable: a setting comes from the environment, or from .env."""
-    return [
-        f"the setting NEXA_{'_'.join(map(str, each['loc'])).upper()} is {each['input']!r}: {each['msg']}; "
-        "change it in the environment or in .env"
-        for each in error.errors()
-    ]

@@ -127,9 +127,22 @@ def write_submission(directory: RunDirectory, submission: Submission) -> None:
 
 
 def read_submissions(directory: RunDirectory) -> list[Submission]:
-    """Read a run's submissions, in order."""
-    found = (Submission.model_validate_json(path.read_bytes()) for path in directory.submissions.glob("*.json"))
+    """Read a run's submissions, in order.
+
+    Raises:
+        NexaError: one of them is damaged; the message names its file.
+    """
+    found = (_read_submission(path) for path in directory.submissions.glob("*.json"))
     return sorted(found, key=lambda submission: submission.number)
+
+
+def _read_submission(path: Path) -> Submission:
+    try:
+        return Submission.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NexaError(f"{path} is damaged: {where}{': ' if where else ''}{first['msg']}") from error
 
 
 def trials_of(directory: RunDirectory, submission: Submission) -> list[tuple[int, int]]:
