@@ -19,6 +19,7 @@ from nexa_infra.errors import ConfigError, NexaError, Problem, RunCancelledError
 from nexa_infra.hosts.connections import kept_open
 from nexa_infra.monitoring.report import CostReport, to_terminal
 from nexa_infra.operations import launch, steps
+from nexa_infra.operations.endings import ending
 from nexa_infra.operations.launch import reported
 from nexa_infra.operations.manage import find, find_by_token, prepare_resume
 from nexa_infra.runs.record import Run
@@ -44,7 +45,7 @@ async def take_the_road(run: Run) -> CostReport | State[None]:
                 await watch(run)
                 trials = await collect(run)
                 # What a cluster has forgotten is submitted again, once.
-                if steps.ending(run, trials)[0] != "unfinished":
+                if ending(run, trials)[0] != "unfinished":
                     break
         report = await cost_report(run, trials)
         get_run_logger().info("\n%s", to_terminal(report))
@@ -111,14 +112,14 @@ async def chosen(cluster: SlurmCluster | str | None) -> Cluster | None:
         try:
             cluster = await SlurmCluster.aload(name)
         except ValueError as error:
-            message = f"there is no saved cluster {name!r}: `prefect block ls` lists them, and the UI saves one (Blocks)"
+            message = f"there is no saved cluster {name!r}: `prefect block ls` lists them; the UI saves one (Blocks)"
             raise ConfigError(Problem("cluster", message, file="Prefect")) from error
     if isinstance(cluster, SlurmCluster):
         return cluster.to_cluster()
     if CLUSTER_REQUIRED in (runtime.flow_run.tags or ()):
         message = (
-            "this deployment runs on a Slurm cluster only, and none was chosen: choose a saved one (SlurmCluster in the "
-            "form, -p cluster=NAME on the command line), or run the deployment called default here"
+            "this deployment runs on a Slurm cluster only, and none was chosen: choose a saved one (SlurmCluster in "
+            "the form, -p cluster=NAME on the command line), or run the deployment called default here"
         )
         raise ConfigError(Problem("cluster", message, file="Prefect"))
     return None
@@ -128,8 +129,9 @@ async def unlock(run: Run) -> None:
     """Tell this process's logins what opens the key to a run's cluster, where the cluster's saved block says it."""
     if run.cluster is not None and run.cluster.key_file:
         with suppress(ValueError):  # it is saved no more, or never was
-            block = await SlurmCluster.aload(run.cluster.name)
-            block.to_cluster()
+            block: object = await SlurmCluster.aload(run.cluster.name)
+            if isinstance(block, SlurmCluster):
+                block.to_cluster()
 
 
 @asynccontextmanager

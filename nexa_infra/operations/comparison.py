@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from nexa_infra.monitoring.report_text import assignments, counted, measured, money, quantity, shorten, text_table
 from nexa_infra.operations import steps
+from nexa_infra.operations.endings import ending
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import Trial
 from nexa_infra.spec.fields import Value
@@ -82,7 +83,7 @@ def comparison_text(left: Run, right: Run) -> str:
 def _sums(
     left: Run, right: Run, mine: Sequence[Trial], other: Sequence[Trial], objective: Objective | None
 ) -> Iterator[tuple[str, str, str, str]]:
-    yield steps.ending(left, mine)[0], steps.ending(right, other)[0], "", "end"
+    yield ending(left, mine)[0], ending(right, other)[0], "", "end"
     done = [[trial for trial in trials if trial.state == "completed"] for trials in (mine, other)]
     yield _row(len(mine), len(other), "trials", lambda n: f"{n:,.0f}")
     yield _row(len(done[0]), len(done[1]), "completed", lambda n: f"{n:,.0f}")

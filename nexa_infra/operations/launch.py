@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nexa_infra.errors import ConfigError, DetachedError, NexaError, Problem
 from nexa_infra.hosts.connections import kept_open
 from nexa_infra.operations import steps
+from nexa_infra.operations.endings import ending
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
 from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
@@ -150,7 +151,7 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
                         tell(poll)
             trials = await asyncio.to_thread(steps.collect, run)
             # Another client's trials were followed, and that client has ended: what it left is for this one to run.
-            if own or steps.ending(run, trials)[0] != "unfinished":
+            if own or ending(run, trials)[0] != "unfinished":
                 break
     report = await asyncio.to_thread(steps.report, run, trials)
     await asyncio.to_thread(steps.conclude, run, trials)

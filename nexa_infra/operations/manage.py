@@ -16,6 +16,7 @@ from nexa_infra.errors import HostError, NexaError
 from nexa_infra.monitoring.costs import seconds_of, unit_seconds
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
+from nexa_infra.operations.endings import how_ended
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
@@ -54,7 +55,7 @@ def status(run: Run) -> Status:
     active = scheduler.poll(run).active
     states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
     counts = Counter(states)
-    end, reason = ("running", None) if active else steps.how_ended(run, counts)
+    end, reason = ("running", None) if active else how_ended(run, counts)
     usd, at_least = _spent(run, attempts, active)
     failed = tuple((trial, state) for trial, state in enumerate(states) if state in ENDED_BADLY)
     return Status(run, active, counts, end, reason, usd, at_least, failed, attempts)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from nexa_infra.monitoring.report_text import COLUMNS, assignments, clean, money, ranges, shorten, wrap
 from nexa_infra.operations import steps
+from nexa_infra.operations.endings import last_words
 from nexa_infra.operations.manage import Status
 from nexa_infra.runs.index import Entry
 from nexa_infra.runs.record import read_submissions
@@ -102,7 +103,7 @@ def _failed(status: Status) -> Iterator[str]:
         code = f", exit code {last[0].exit_code}" if last and last[0].exit_code is not None else ""
         point = assignments(run.config.trials.parameters_of(trial))
         yield shorten(f"  {trial}: {state.replace('_', ' ')}{code}: {point}", COLUMNS)
-        words = steps.last_words(run, trial, last[0].number, 1) if last else ""
+        words = last_words(run, trial, last[0].number, 1) if last else ""
         if words:
             yield shorten(f"     | {words}", COLUMNS)
     if len(status.failed) > _MOST_FAILED:

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import secrets
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
@@ -28,14 +27,15 @@ from nexa_infra.hosts.base import retried
 from nexa_infra.hosts.connections import host_of
 from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
 from nexa_infra.monitoring.prices import PriceBook, price_for
-from nexa_infra.monitoring.report import CostReport, RunEnd, build_report, to_json, to_markdown
+from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown
 from nexa_infra.monitoring.report_text import money
+from nexa_infra.operations.endings import ending, failed, failure, last_words
 from nexa_infra.operations.sync import repository_of, sync_repository
 from nexa_infra.runs.artifact import write_artifact
-from nexa_infra.runs.directory import RunDirectory, read_cancelled, write_atomically
+from nexa_infra.runs.directory import RunDirectory, write_atomically
 from nexa_infra.runs.index import register
 from nexa_infra.runs.record import Run, Submission, read_submissions, write_run
-from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, TrialState, read_trials, write_results
+from nexa_infra.runs.results import Trial, read_trials, write_results
 from nexa_infra.scheduling.base import Admission, Scheduler
 from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.script import render_script, write_script
@@ -48,9 +48,8 @@ from nexa_infra.spec.load import code_root, problem_at, read_config
 from nexa_infra.spec.policy import Budget
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
-# Failed trials whose last words are shown, and how many lines of them.
+# Failed trials whose last words are shown.
 MOST_TAILS = 20
-TAIL_LINES = 10
 
 
 def plan(
@@ -302,7 +301,7 @@ def conclude(run: Run, trials: Sequence[Trial]) -> None:
                 write_artifact(run, host_of(run.cluster))
                 scheduler_of(run).publish(run)
         case "failed":
-            raise RunFailedError(_failure(run, trials, reason))
+            raise RunFailedError(failure(run, trials, reason))
         case "cancelled":
             raise RunCancelledError(
                 f"run {run.id} was cancelled ({reason}): `nexa-infra resume {run.id}` goes on with it"
@@ -315,51 +314,6 @@ def cancel(run: Run, reason: str) -> None:
     """End a run by a person's word, wait until it has ended, and write its report."""
     stop(run, scheduler_of(run), reason, by="person")
     report(run, collect(run))
-
-
-def ending(run: Run, trials: Sequence[Trial]) -> tuple[RunEnd, str | None]:
-    """Say how a run has ended, and why where somebody said so."""
-    return how_ended(run, Counter(trial.state for trial in trials))
-
-
-def how_ended(run: Run, states: Mapping[TrialState, int]) -> tuple[RunEnd, str | None]:
-    """Say how a run has ended, from how many trials are in which state; and why where somebody said so.
-
-    A person's word that came once every trial had ended has cancelled nothing.
-    """
-    if run.files.refused.exists():
-        return "refused", run.files.refused.read_text(encoding="utf-8").strip()
-    stopped = read_cancelled(run.files)
-    left = {state for state in UNFINISHED if states.get(state)}
-    if stopped and stopped[0] != "person":
-        return "failed", stopped[1]
-    if stopped and left:
-        return "cancelled", stopped[1]
-    if left == {"cancelled"}:
-        return "cancelled", f"{states['cancelled']:,} of its trials were cancelled on the cluster, not by this package"
-    if left:
-        return "unfinished", "its jobs went on when this was written" if run.cluster and "running" in left else None
-    return ("failed" if any(states.get(state) for state in ENDED_BADLY) else "done"), None
-
-
-def failed(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that ended badly."""
-    return [trial for trial in trials if trial.state in ENDED_BADLY]
-
-
-def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> str:
-    """Return the last lines that an attempt of a trial wrote to its stderr."""
-    whole = run.files.stderr(trial, attempt)
-    try:
-        with (whole if whole.exists() else run.files.tail(trial, attempt)).open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - 8192))
-            text = stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    # How the launcher ended says less than what the program said before.
-    said = [line for line in text.rstrip().splitlines() if not line.startswith("srun: ")]
-    return "\n".join((said or text.rstrip().splitlines())[-lines:])
 
 
 def scheduler_of(run: Run) -> Scheduler:
@@ -379,23 +333,6 @@ def poll_periods(run: Run) -> tuple[float, float]:
     if run.cluster is None:
         return settings().poll_seconds, settings().poll_seconds
     return run.cluster.poll_floor, run.cluster.poll_ceiling
-
-
-def _failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
-    bad = failed(trials)
-    lines = [f"run {run.id} failed: {reason or f'{len(bad)} of {len(trials)} trials did not complete'}"]
-    for trial in bad[:5]:
-        code = "" if trial.exit_code is None else f" with exit code {trial.exit_code}"
-        lines.append(
-            f"  trial {trial.index} {trial.reason}"
-            if trial.reason
-            else f"  trial {trial.index} ended as {trial.state}{code}"
-        )
-        lines.extend(f"    {line}" for line in last_words(run, trial.index, trial.attempt, 5).splitlines())
-    if len(bad) > 5:
-        lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
-    lines.append(f"`nexa-infra retry {run.id}` runs only these again")
-    return "\n".join(lines)
 
 
 def _make_directory(run: Run) -> None:

@@ -202,6 +202,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - a shell script; quoting is the filters' work
+        optimized=False,  # it is rendered once a process: what is saved in compiling is more
     )
     made.filters["quote"] = quote
     made.filters["quote_line"] = quote_line

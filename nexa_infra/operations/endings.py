@@ -1,0 +1,77 @@
+"""How a run has ended, and its trials' last words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from nexa_infra.monitoring.report import RunEnd
+from nexa_infra.runs.directory import read_cancelled
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial, TrialState
+
+# Lines of a failed trial's standard error that are shown.
+TAIL_LINES = 10
+
+
+def ending(run: Run, trials: Sequence[Trial]) -> tuple[RunEnd, str | None]:
+    """Say how a run has ended, and why where somebody said so."""
+    return how_ended(run, Counter(trial.state for trial in trials))
+
+
+def how_ended(run: Run, states: Mapping[TrialState, int]) -> tuple[RunEnd, str | None]:
+    """Say how a run has ended, from how many trials are in which state; and why where somebody said so.
+
+    A person's word that came once every trial had ended has cancelled nothing.
+    """
+    if run.files.refused.exists():
+        return "refused", run.files.refused.read_text(encoding="utf-8").strip()
+    stopped = read_cancelled(run.files)
+    left = {state for state in UNFINISHED if states.get(state)}
+    if stopped and stopped[0] != "person":
+        return "failed", stopped[1]
+    if stopped and left:
+        return "cancelled", stopped[1]
+    if left == {"cancelled"}:
+        return "cancelled", f"{states['cancelled']:,} of its trials were cancelled on the cluster, not by this package"
+    if left:
+        return "unfinished", "its jobs went on when this was written" if run.cluster and "running" in left else None
+    return ("failed" if any(states.get(state) for state in ENDED_BADLY) else "done"), None
+
+
+def failed(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that ended badly."""
+    return [trial for trial in trials if trial.state in ENDED_BADLY]
+
+
+def last_words(run: Run, trial: int, attempt: int, lines: int = TAIL_LINES) -> str:
+    """Return the last lines that an attempt of a trial wrote to its stderr."""
+    whole = run.files.stderr(trial, attempt)
+    try:
+        with (whole if whole.exists() else run.files.tail(trial, attempt)).open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - 8192))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    # How the launcher ended says less than what the program said before.
+    said = [line for line in text.rstrip().splitlines() if not line.startswith("srun: ")]
+    return "\n".join((said or text.rstrip().splitlines())[-lines:])
+
+
+def failure(run: Run, trials: Sequence[Trial], reason: str | None) -> str:
+    """Say which trials failed, with the last words of the first of them, and what to do."""
+    bad = failed(trials)
+    lines = [f"run {run.id} failed: {reason or f'{len(bad)} of {len(trials)} trials did not complete'}"]
+    for trial in bad[:5]:
+        code = "" if trial.exit_code is None else f" with exit code {trial.exit_code}"
+        lines.append(
+            f"  trial {trial.index} {trial.reason}"
+            if trial.reason
+            else f"  trial {trial.index} ended as {trial.state}{code}"
+        )
+        lines.extend(f"    {line}" for line in last_words(run, trial.index, trial.attempt, 5).splitlines())
+    if len(bad) > 5:
+        lines.append(f"  … and {len(bad) - 5} more: see {run.files.report_markdown}")
+    lines.append(f"`nexa-infra retry {run.id}` runs only these again")
+    return "\n".join(lines)
