@@ -80,6 +80,8 @@ def build_report(
         commit=snapshot.commit if snapshot else None,
         branch=snapshot.branch if snapshot else None,
         dirty=snapshot.dirty if snapshot and snapshot.commit else None,
+        tree=snapshot.hash if snapshot else None,
+        patch=snapshot.patch if snapshot else None,
         cluster=run.cluster.name if run.cluster else None,
         job_ids=tuple(job_ids) if run.cluster else (),
         directory=run.directory,

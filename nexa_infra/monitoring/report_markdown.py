@@ -35,6 +35,7 @@ def _summary(report: CostReport) -> Iterator[str]:
         ("Trials", words.states(report)),
         ("Created", words.created(report)),
         ("Code", escape(words.code_version(report) or "", 200)),
+        ("Snapshot", escape(words.tree(report) or "", 200)),
         ("Cluster", escape(words.jobs(report) or "", 400)),
         ("Directory", code(report.directory)),
         ("Prefect", link(report.flow_run_url or "")),

@@ -61,6 +61,8 @@ class CostReport(Record):
     commit: str | None
     branch: str | None
     dirty: bool | None = Field(description="whether the code had changes that no commit holds")
+    tree: str | None = Field(default=None, description="the hash of the code's files, which names the snapshot")
+    patch: str | None = Field(default=None, description="SHA-256 of `git diff HEAD`, where the code had such changes")
     cluster: str | None = Field(default=None, description="where it ran; null is this machine")
     job_ids: tuple[str, ...] = Field(default=(), description="of its arrays on the cluster, in the order of submission")
     directory: str = Field(description="on the host that ran it")

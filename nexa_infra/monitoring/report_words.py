@@ -105,6 +105,13 @@ def left_out(report: CostReport) -> str | None:
     return f"{told}: {clean(report.objective.metric)} is missing, or no finite number"
 
 
+def tree(report: CostReport) -> str | None:
+    """Name the code's files by their content, and what of them no commit holds."""
+    if report.tree is None:
+        return None
+    return report.tree + (f", with the patch {report.patch[:12]}" if report.patch else "")
+
+
 def jobs(report: CostReport) -> str | None:
     """Name the cluster and the run's arrays on it."""
     if report.cluster is None:

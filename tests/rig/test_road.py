@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from nexa_infra import launch_slurm_sweep, launch_training_job
-from nexa_infra.errors import RunFailedError
+from nexa_infra.errors import HostError, RunFailedError
 from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, manage, steps
 from nexa_infra.runs.record import read_run
 from nexa_infra.runs.results import read_results
 from nexa_infra.spec.cluster import Cluster
-from tests.rig.clusters import ON_THE_RIG, digits, shell_config, states_by_sacct
+from tests.rig.accounts import CSH, NOISY, Account
+from tests.rig.clusters import ON_THE_RIG, cluster_at, digits, shell_config, states_by_sacct
 from tests.rig.slurm import SlurmRig
 from tests.rig.ssh import SshRig
 
@@ -53,6 +54,24 @@ def test_the_digits_run_on_a_cluster_over_one_login(
     assert recorded.snapshot is not None and recorded.snapshot.commit == head.stdout.strip()
     assert (there / "code").resolve() == Path(recorded.snapshot.path).resolve()
     assert (there / "code" / "deployments" / "examples" / "digits" / "train.py").is_file()
+
+
+@pytest.mark.parametrize("user", [CSH, NOISY], ids=lambda user: user.name)
+def test_a_login_shell_that_is_another_or_talks_does_not_matter(
+    user: Account, sshd: SshRig, slurm: SlurmRig, home: Path, tmp_path: Path, workdir: Path
+) -> None:
+    cluster = cluster_at(sshd, workdir, user=user.name)
+    batch = launch_slurm_sweep(shell_config(tmp_path, "echo $2", [1, 2]), submit=True, cluster=cluster)
+    assert batch.report is not None and batch.report.states == {"completed": 2}
+    assert (workdir / "runs" / batch.run_id / "trials" / "1" / "attempt-1.out").read_text() == "2\n"
+    connections.close_all()
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_clear_error(sshd: SshRig, home: Path, tmp_path: Path) -> None:
+    cluster = cluster_at(sshd, tmp_path / "work", port=1)
+    with pytest.raises(HostError, match="refuses connections: check the port"):
+        launch_slurm_sweep(shell_config(tmp_path, "true", [1]), submit=True, cluster=cluster)
+    assert not home.exists() and not (tmp_path / "work").exists()
 
 
 def test_the_login_node_one_stands_on_runs_the_same(
