@@ -93,6 +93,7 @@ def configs(draw: st.DrawFn) -> SweepConfig:
     else:
         sweep["parameters"] = {name: draw(several) for name in names}
         if kind == "held":
+            sweep["parameters"]["free"] = draw(several)  # a sweep in which nothing varies is refused
             sweep["overrides"] = {names[0]: draw(values), "extra": draw(values)}
         if kind == "exclude":
             first = names[0]
