@@ -32,7 +32,7 @@ test: lint ## check everything, and run every test (PYTEST="-k word" for some)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
 
 chaos: install ## end clients at random instants, many times over (NEXA_CHAOS_SEED=N for other instants)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" NEXA_CHAOS_ROUNDS=$${NEXA_CHAOS_ROUNDS:-60} $(BIN)/python -m pytest tests/chaos $(PYTEST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" NEXA_CHAOS_ROUNDS=$${NEXA_CHAOS_ROUNDS:-200} $(BIN)/python -m pytest tests/chaos $(PYTEST)
 
 lint: install ## ruff, mypy and the import contract
 	@$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import flow, main_job, start, status, trials
+from benchmarks import flow, main_job, peers, slurm, start, status, sync, trials
 from benchmarks.measure import BenchmarkError, Figure, say
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -17,6 +17,9 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "engine-overhead": trials.overhead,
     "flow": flow.flow,
     "status": status.status,
+    "slurm": slurm.slurm,
+    "peers": peers.peers,
+    "sync": sync.sync,
     "make-run": main_job.make_run,
 }
 

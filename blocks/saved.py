@@ -19,7 +19,7 @@ def saved_cluster(name: str) -> Cluster:
     if slug not in {"", SlurmCluster.get_block_type_slug()}:
         raise ConfigError(Problem("cluster", f"{name!r} is no Slurm cluster: write slurm-cluster/NAME, or NAME"))
     try:
-        block = SlurmCluster.load(word)
+        block = SlurmCluster.load(word, _sync=True)  # type: ignore[call-arg]  # in a thread of a flow, too
     except ValueError as error:
         known = _known()
         told = f"; there are {', '.join(known)}" if known else ": save one in Prefect's UI, or name a cluster file"

@@ -35,6 +35,8 @@ def up() -> None:
 Prefect's UI: {url.removesuffix("/api")}
 Start the example sweep there (Deployments, sweep/default, Run), or here:
     .venv/bin/prefect deployment run sweep/default --watch
+On a Slurm cluster, saved there under a name (Blocks, Slurm Cluster):
+    .venv/bin/prefect deployment run sweep/slurm -p cluster=NAME --watch
 Stop everything again: make down""")
     own = os.environ.get("PREFECT_API_URL")
     if own is not None and own != url:

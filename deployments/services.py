@@ -114,7 +114,8 @@ class Services:
         deadline = time.monotonic() + patience
         while self._server.running() and time.monotonic() < deadline:
             with suppress(OSError, ValueError):  # not yet
-                if _ask(f"{url}/health") is True:
+                # Two servers that started at once may have chosen one port, and the other one may have got it.
+                if _ask(f"{url}/health") is True and Path(_ask(f"{url}/admin/settings")["home"]).samefile(self.home):
                     return True
             time.sleep(0.2)
         return False
@@ -175,6 +176,17 @@ class Services:
         if self._pointer.exists() and self._owns_pointer():
             self._pointer.unlink()
         return stopped
+
+    def run_python(self, *words: str) -> bool:
+        """Run the environment's Python with the server as its own; `False` where no server runs.
+
+        Raises:
+            SetupError: it failed; the message holds what it printed.
+        """
+        if (url := self.url) is None:
+            return False
+        self._run([str(self.python), *words], self.environment(url))
+        return True
 
     def _prefect(self, *words: str) -> list[str]:
         return [str(self.python), "-m", "prefect", *words]

@@ -35,7 +35,7 @@ async def sweep(
     Args:
         config_file: The sweep's YAML file, from the project's folder.
         submit: Run it. Off, it is a preview: the script, the first and last trials and the cost, nothing started.
-        cluster: A saved Slurm cluster; none runs the trials on the worker's own machine.
+        cluster: A saved Slurm cluster, or its name; none runs the trials on the worker's own machine.
         prices: A saved price list, in place of the bundled price book.
         budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
         overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.

@@ -36,7 +36,7 @@ async def training(
     Args:
         config_file: The training's YAML file, from the project's folder.
         submit: Run it. Off, it is a preview: the script, the command and the cost, nothing started.
-        cluster: A saved Slurm cluster; none runs the trials on the worker's own machine.
+        cluster: A saved Slurm cluster, or its name; none runs the trials on the worker's own machine.
         prices: A saved price list, in place of the bundled price book.
         budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
         overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.

@@ -97,7 +97,7 @@ def status(run: Name | None = None, /) -> None:
     from nexa_infra.operations.status_text import status_page, status_table
 
     if run is not None:
-        _say(status_page(manage.status(manage.find(run))))
+        _say(status_page(manage.status(_find(run))))
         return
     found = list(manage.recent())
     if not found:
@@ -141,6 +141,7 @@ def cancel(run: Name, /) -> None:
     """End a run: its trials get TERM, then KILL; their files stay."""
     from nexa_infra.operations import manage
 
+    _find(run)
     found = manage.cancel(run)
     _say(f"Run {found.id} is cancelled. `nexa-infra resume {found.id}` would go on with it.")
 
@@ -150,6 +151,7 @@ def resume(run: Name, /) -> None:
     """Run what is unfinished: interrupted, cancelled, or never started."""
     from nexa_infra.operations import manage
 
+    _find(run)
     _follow(manage.prepare_resume(run))
 
 
@@ -158,6 +160,7 @@ def retry(run: Name, /) -> None:
     """Run the failed trials of a run again, and only those."""
     from nexa_infra.operations import manage
 
+    _find(run)
     _follow(manage.prepare_retry(run))
 
 
@@ -292,7 +295,7 @@ def _cluster(name: str | None) -> Cluster | None:
     """Find a cluster: in a file, or among Prefect's saved blocks."""
     if name is None:
         return None
-    if "/" in name or name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml")) or ("/" in name and not name.startswith("slurm-cluster/")):
         from nexa_infra.spec.load import load_cluster
 
         return load_cluster(name)
@@ -364,9 +367,19 @@ def _show_report(run: Run) -> None:
 
 
 def _find(name: str) -> Run:
+    """Find a run; where the key to its cluster is locked, its saved block may hold what opens it."""
     from nexa_infra.operations import manage
 
-    return manage.find(name)
+    run = manage.find(name)
+    if run.cluster is not None and run.cluster.host is not None and run.cluster.key_file is not None:
+        from nexa_infra.hosts.login import is_locked
+
+        if is_locked(run.cluster.key_file):
+            from nexa_infra.blocks.saved import saved_cluster
+
+            with suppress(NexaError):  # an agent may have the key all the same
+                saved_cluster(run.cluster.name)
+    return run
 
 
 def _say(text: str) -> None:

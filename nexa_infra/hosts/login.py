@@ -174,7 +174,7 @@ def _key(login: Login) -> paramiko.PKey | None:
         raise HostError(f"{name} is not there: check key_file, a path on this machine")
     passphrase = _passphrases.get(path)
     try:
-        if not _is_locked(path):
+        if not is_locked(path):
             return paramiko.PKey.from_path(path)
         if passphrase is None:
             return None
@@ -188,7 +188,7 @@ def _key(login: Login) -> paramiko.PKey | None:
         raise HostError(f"{name} is no private key that can be used here: check key_file") from error
 
 
-def _is_locked(path: str) -> bool:
+def is_locked(path: str) -> bool:
     """Say whether a private key's file needs a passphrase, in OpenSSH's format or an older one."""
     from cryptography.hazmat.primitives import serialization
 
@@ -367,9 +367,7 @@ def _refusal(place: Login, error: Exception) -> str:
     import paramiko
 
     path = str(Path(place.key_file).expanduser()) if place.key_file else None
-    if isinstance(error, paramiko.PasswordRequiredException) or (
-        path and path not in _passphrases and _is_locked(path)
-    ):
+    if isinstance(error, paramiko.PasswordRequiredException) or (path and path not in _passphrases and is_locked(path)):
         named = place.key_file or "PATH"
         which = f"the key {place.key_file} for {place}" if path else f"a key of ~/.ssh for {place}"
         return (

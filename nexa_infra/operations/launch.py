@@ -164,6 +164,7 @@ async def _submitted(run: Run) -> Submission:
     try:
         return await asyncio.shield(submitting)
     except asyncio.CancelledError:
+        steps.scheduler_of(run).leave(run)
         with suppress(NexaError, OSError):
             await submitting
             if steps.ends_with_client(run):

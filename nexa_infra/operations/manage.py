@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nexa_infra.errors import HostError, NexaError
+from nexa_infra.errors import HostError, NexaError, UnknownStateError
 from nexa_infra.monitoring.costs import seconds_of, unit_seconds
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
@@ -145,9 +145,12 @@ def cancel(name: str, reason: str = "cancelled by hand") -> Run:
         NexaError: it has ended already.
     """
     run = find(name)
-    now = status(run)
-    if now.end in {"done", "failed", "refused", "cancelled"}:
-        raise NexaError(f"run {run.id} has already ended ({now.end}): there is nothing to cancel")
+    try:
+        end = status(run).end
+    except UnknownStateError:
+        end = "running"  # a person's word stands, whether or not the scheduler can say how things are
+    if end in {"done", "failed", "refused", "cancelled"}:
+        raise NexaError(f"run {run.id} has already ended ({end}): there is nothing to cancel")
     steps.cancel(run, reason)
     return run
 

@@ -55,6 +55,9 @@ class Scheduler(Protocol):
             SubmitError: it was refused, or what became of it is not known; the message carries the scheduler's words.
         """
 
+    def leave(self, run: Run) -> None:
+        """Stop a `submit` that waits, in another thread, to hear what became of it."""
+
     def settle(self, run: Run, submission: Submission) -> Submission | None:
         """Say what became of an intent whose answer was never recorded; None where it will never run anything."""
 

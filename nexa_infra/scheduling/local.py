@@ -82,6 +82,9 @@ class LocalScheduler:
     def prepare(self, run: Run) -> None:
         """See `Scheduler.prepare`: it is where it was made."""
 
+    def leave(self, run: Run) -> None:
+        """See `Scheduler.leave`: nothing here waits."""
+
     def settle(self, run: Run, submission: Submission) -> Submission | None:  # noqa: ARG002
         """See `Scheduler.settle`: a client that was killed has ended what it started."""
         return None

@@ -82,8 +82,8 @@ async def follow(
             answered = time.monotonic()
             if queue.stuck is not None and seen is not None and seen.stuck is not None:
                 raise UnknownStateError(
-                    f"run {run.id} can never go on as it is: what waits {queue.stuck}. Nothing was cancelled: "
-                    f"`nexa-infra cancel {run.id}` ends it"
+                    f"run {run.id} can never go on as it is: what is left of it is {queue.stuck}. Nothing was "
+                    f"cancelled: `nexa-infra cancel {run.id}` ends it"
                 )
             action: Action = Wait()
             # Trials may end, and one array task start another, without a change in the queue's numbers.

@@ -5,28 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.rig.clusters import cluster, login_node, project, workdir
-from tests.rig.fixtures import (
-    FIXTURES,
-    _session_folder,
-    rig_folder,
-    slurm,
-    sshd,
-    started_slurm,
-    started_sshd,
-)
+from tests.rig.fixtures import FIXTURES
 
-__all__ = [
-    "_session_folder",
-    "cluster",
-    "login_node",
-    "project",
-    "rig_folder",
-    "slurm",
-    "sshd",
-    "started_slurm",
-    "started_sshd",
-    "workdir",
-]
+__all__ = ["cluster", "login_node", "project", "workdir"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

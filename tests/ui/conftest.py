@@ -12,9 +12,11 @@ import pytest
 from playwright.sync_api import Page, Route, sync_playwright
 
 from deployments.environment import NEEDED_BY_TESTS
+from nexa_infra.blocks import SlurmCluster
 
 if TYPE_CHECKING:
     from tests.conftest import PrefectServer
+    from tests.rig.ssh import SshRig
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Deployed:
         """What makes a subprocess use the server, and see the worker's runs."""
         return {**self.server.environment, "NEXA_HOME": str(self.home)}
 
+    def start(self) -> None:
+        """Deploy, and start a worker unless one runs, as `make up` does."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NEXA_HOME", str(self.home))
+            self.server.services.deploy()
+
 
 @pytest.fixture(scope="session")
 def deployed(
@@ -36,10 +44,26 @@ def deployed(
 ) -> Deployed:
     """The session's server with a worker, as `make up` makes it."""
     home = Path("/tmp/nexa") if request.config.getoption("--screenshots") else tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEXA_HOME", str(home))
-        started_server.services.deploy()
-    return Deployed(started_server, home)
+    found = Deployed(started_server, home)
+    found.start()
+    return found
+
+
+@pytest.fixture
+def saved_cluster(prefect_server: PrefectServer, sshd: SshRig, tmp_path: Path) -> SlurmCluster:
+    """The rig, saved as the block `rig`; made before the browser, in whose event loop its calls would be coroutines."""
+    block = SlurmCluster(
+        workdir=str(tmp_path / "cluster"),
+        host=sshd.host,
+        port=sshd.port,
+        user="root",
+        key_file=str(sshd.key),
+        known_hosts=str(sshd.known_hosts),
+        poll_floor=1,
+        poll_ceiling=5,
+    )
+    block.save("rig", overwrite=True)
+    return block
 
 
 @pytest.fixture

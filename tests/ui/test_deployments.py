@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.ui.driving import eventually, flow_run_in, prefect, runs, try_prefect
 
 if TYPE_CHECKING:
     from tests.ui.conftest import Deployed
@@ -35,27 +34,9 @@ sweep: {{parameters: {{x: [1, 2, 3]}}}}
 """
 
 
-def prefect(deployed: Deployed, *words: str, timeout: float = 180) -> str:
-    command = [sys.executable, "-m", "prefect", *words]
-    done = subprocess.run(command, env=deployed.environment, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def runs(deployed: Deployed, name: str) -> list[Path]:
-    return sorted((deployed.home / "runs").glob(f"*-{name}-*"))
-
-
 def ended(run: Path) -> object:
     report = run / "cost_report.json"
     return json.loads(report.read_text())["end"] if report.exists() else None
-
-
-def eventually(true: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 def test_a_sweep_deployment_runs_to_its_report(deployed: Deployed, tmp_path: Path) -> None:
@@ -92,9 +73,7 @@ def test_a_cancelled_deployment_run_leaves_no_process_within_ten_seconds(deploye
         return subprocess.run(["pgrep", "-f", number], capture_output=True, text=True).stdout.split()
 
     told = prefect(deployed, "deployment", "run", "sweep/default", "-p", f"config_file={config}")
-    found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", told)
-    assert found is not None
-    flow_run = found[0]
+    flow_run = flow_run_in(told)
     eventually(lambda: len(processes()) >= 4, 60)
 
     prefect(deployed, "flow-run", "cancel", flow_run)
@@ -110,13 +89,9 @@ def test_a_config_that_is_not_understood_fails_the_flow_run_with_its_line(deploy
     config = tmp_path / "wrong.yaml"
     config.write_text(QUICK.replace("name: quick", "name: misspelt").replace("array_parallelism", "array_paralelism"))
 
-    command = [sys.executable, "-m", "prefect", "deployment", "run", "sweep/default"]
-    command += ["-p", f"config_file={config}", "--watch"]
-    done = subprocess.run(command, env=deployed.environment, capture_output=True, text=True, timeout=180)
+    done = try_prefect(deployed, "deployment", "run", "sweep/default", "-p", f"config_file={config}", "--watch")
 
     assert done.returncode != 0
     assert runs(deployed, "misspelt") == []
-    flow_run = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", done.stdout)
-    assert flow_run is not None
-    logs = prefect(deployed, "flow-run", "logs", flow_run[0])
+    logs = prefect(deployed, "flow-run", "logs", flow_run_in(done.stdout))
     assert "array_parallelism" in logs

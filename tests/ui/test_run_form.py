@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Page, expect
-from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from nexa_infra.blocks import PriceList
+from tests.ui.driving import add_overrides, open_form, submit
 
 if TYPE_CHECKING:
     from tests.conftest import PrefectServer
@@ -30,34 +29,10 @@ def price_list(prefect_server: PrefectServer) -> str:
     return "by-hand"
 
 
-def open_form(page: Page, deployed: Deployed, flow: str) -> None:
-    """Go to a deployment's Run form from the first page."""
-    page.goto(deployed.server.ui)
-    page.get_by_role("link", name="Deployments").click()
-    page.get_by_role("row").filter(has_text=flow).get_by_role("link", name="default").click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Custom run").click()
-    expect(page.get_by_role("heading", name="Parameters")).to_be_visible()
-
-
-def submit(page: Page) -> None:
-    """Press Submit until the page has asked for the run, and wait until the form gives way to the deployment's runs.
-
-    The page checks its fields a moment after they were filled, and a press in that moment does nothing: whether a
-    press counted is read off the request that it made, never off how long the next page takes.
-    """
-    for _ in range(3):
-        with suppress(PlaywrightTimeoutError):
-            with page.expect_request(re.compile("/create_flow_run$"), timeout=10_000):
-                page.get_by_role("button", name="Submit", exact=True).click()
-            break
-    page.get_by_role("tab", name="Runs").wait_for(timeout=60_000)
-
-
 def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
     deployed: Deployed, price_list: str, page: Page, screenshot: Callable[[Page, str], None]
 ) -> None:
-    open_form(page, deployed, "sweep")
+    open_form(page, deployed, "sweep", "default")
     for name in PARAMETERS:
         expect(page.get_by_text(re.compile(rf"^{name}( \(Optional\))?$"))).to_be_visible()
     expect(page.get_by_role("textbox", name="config_file")).to_have_value("deployments/configs/digits.yaml")
@@ -67,11 +42,8 @@ def test_a_sweep_is_started_from_the_form_and_its_report_read_on_its_page(
     page.get_by_role("tab", name="PriceList").click()
     page.get_by_role("button", name="Select a block").click()
     page.get_by_role("option", name=price_list).click()
-    page.get_by_role("button", name="Add item").click()
-    overrides = page.get_by_role("group").filter(has=page.get_by_role("button", name="Add item")).last
-    overrides.get_by_role("textbox").fill("job.array_parallelism=2")
+    add_overrides(page, "job.array_parallelism=2")
     submit(page)
-    page.get_by_role("link", name="sweep digits").first.click(timeout=60_000)
     expect(page.get_by_role("main").get_by_text("Completed", exact=True).first).to_be_visible(timeout=120_000)
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_role("link", name=re.compile("cost-report-digits")).click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -19,9 +20,9 @@ from nexa_infra.spec.run import SweepConfig
 CLUSTER = Cluster(name="c", workdir="/w", cost_per_billing_hour=Decimal("0.02"))
 
 
-def a_run(units: int | None = None, **job: object) -> Run:
+def a_run(units: int | None = None, job: Mapping[str, object] | None = None) -> Run:
     config = SweepConfig.model_validate(
-        {"job": {"time": "01:00:00", **job}, "launcher": {"type": "command", "command": ["x"]},
+        {"job": {"time": "01:00:00", **(job or {})}, "launcher": {"type": "command", "command": ["x"]},
          "sweep": {"parameters": {"n": [1, 2]}}}
     )  # fmt: skip
     price = price_for(config.job, CLUSTER).model_copy(update={"units": units})
@@ -48,7 +49,7 @@ def a_site(weights: str, *, flags: str = "", memory: str = "UNLIMITED", gpu: str
     ],
 )
 def test_what_slurm_will_bill(job: dict[str, object], site: Site, units: int | None) -> None:
-    assert billing(a_run(**job), site) == units
+    assert billing(a_run(job=job), site) == units
 
 
 def test_weights_are_read_with_their_units() -> None:

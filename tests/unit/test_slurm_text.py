@@ -271,19 +271,19 @@ ONE = "billing=1,cpu=1,mem=1G,node=1"
 TIMES = "2026-11-24T11:05:00|2026-11-24T11:05:02|2026-11-24T11:05:02"
 A100 = "billing=1,cpu=1,gres/gpu:a100=1,gres/gpu=1,mem=1G,node=1"
 ACCOUNTING = f"""\
-2|FAILED|3:0|0|{ONE}|{ONE}|{TIMES}|n1|None|fail
-3|FAILED|0:9|0|{ONE}|{ONE}|{TIMES}|n1|None|kill9
-5|OUT_OF_MEMORY|0:125|0|billing=1,cpu=1,mem=64M,node=1|billing=1,cpu=1,mem=64M,node=1|{TIMES}|n1|None|oom
-6|RUNNING|0:0|42|{ONE}|{ONE}|1795518300|1795518302|Unknown|n1|None|timeout
-8|CANCELLED by 21001|0:0|5|{ONE}|{ONE}|{TIMES}|n2|None|cancelada
-1_0|COMPLETED|0:0|30|{A100}|{A100}|{TIMES}|n1|None|nexa-a|b-1
-15_3|NODE_FAIL|0:0|12|{ONE}|{ONE}|{TIMES}|n1|JobArrayTaskLimit|throttled
-24|FAILED|1:0|0||billing=1,cpu=1,gres/gpu:a100=5,gres/gpu=5,mem=1G,node=1|{TIMES}|None assigned|None|sbatch
-4_[2-8%2]|CANCELLED by 0|0:0|0||{ONE}|{TIMES}|None assigned|JobArrayTaskLimit|mixed
-1_[0-1,4,9,289,32...]|CANCELLED by 0|0:0|0||{ONE}|{TIMES}|None assigned|JobHeldUser|sparse
-14|REQUEUED|0:0|3|{ONE}|{ONE}|{TIMES}|n1|None|requeued
-14|PENDING|0:0|0||{ONE}|2026-11-24T11:10:47|Unknown|Unknown|None assigned|None|requeued
-3|DEADLINE|1:0|0||{ONE}|2026-11-24T11:08:32|None|2026-11-24T11:09:03|None assigned|BeginTime|deadline
+2|FAILED|3:0|0:0|0|{ONE}|{ONE}|{TIMES}|n1|None|fail
+3|FAILED|0:9|0:0|0|{ONE}|{ONE}|{TIMES}|n1|None|kill9
+5|OUT_OF_MEMORY|0:125|0:0|0|billing=1,cpu=1,mem=64M,node=1|billing=1,cpu=1,mem=64M,node=1|{TIMES}|n1|None|oom
+6|RUNNING|0:0|0:0|42|{ONE}|{ONE}|1795518300|1795518302|Unknown|n1|None|timeout
+8|CANCELLED by 21001|0:0|0:0|5|{ONE}|{ONE}|{TIMES}|n2|None|cancelada
+1_0|COMPLETED|0:0|0:0|30|{A100}|{A100}|{TIMES}|n1|None|nexa-a|b-1
+15_3|NODE_FAIL|0:0|0:0|12|{ONE}|{ONE}|{TIMES}|n1|JobArrayTaskLimit|throttled
+24|FAILED|1:0|0:0|0||billing=1,cpu=1,gres/gpu:a100=5,gres/gpu=5,mem=1G,node=1|{TIMES}|None assigned|None|sbatch
+4_[2-8%2]|CANCELLED by 0|0:0|0:0|0||{ONE}|{TIMES}|None assigned|JobArrayTaskLimit|mixed
+1_[0-1,4,9,289,32...]|CANCELLED by 0|0:0|0:0|0||{ONE}|{TIMES}|None assigned|JobHeldUser|sparse
+14|REQUEUED|0:0|0:0|3|{ONE}|{ONE}|{TIMES}|n1|None|requeued
+14|PENDING|0:0|0:0|0||{ONE}|2026-11-24T11:10:47|Unknown|Unknown|None assigned|None|requeued
+3|DEADLINE|1:0|0:0|0||{ONE}|2026-11-24T11:08:32|None|2026-11-24T11:09:03|None assigned|BeginTime|deadline
 """
 
 
@@ -295,6 +295,7 @@ def test_an_attempt_is_read_whole() -> None:
         cancelled_by=None,
         exit_code=0,
         signal=0,
+        step_signal=0,
         elapsed=30,
         allocated={"billing": 1, "cpu": 1, "gres/gpu:a100": 1, "gres/gpu": 1, "node": 1},
         requested={"billing": 1, "cpu": 1, "gres/gpu:a100": 1, "gres/gpu": 1, "node": 1},
@@ -320,7 +321,7 @@ def test_every_kind_of_row_is_read() -> None:
 
 
 def test_a_state_that_was_cut_and_numbers_that_are_empty_are_read() -> None:
-    (row,) = read_accounting("7|CANCELLED+|||||||||||\n")
+    (row,) = read_accounting("7|CANCELLED+||||||||||||\n")
     assert (row.state, row.exit_code, row.signal, row.elapsed, row.name) == ("CANCELLED", 0, 0, 0, "|")
 
 
@@ -329,12 +330,12 @@ def test_a_state_that_was_cut_and_numbers_that_are_empty_are_read() -> None:
     [
         "",
         "sacct: error: something",
-        f"2|FAILED|3:0|0|{ONE}|{ONE}|{TIMES}|n1|No",
-        f"2|FAILED|3:0|many|{ONE}|{ONE}|{TIMES}|n1|None|fail",
-        f"2|FAILED|x:0|1|{ONE}|{ONE}|{TIMES}|n1|None|fail",
-        f"2.batch|FAILED|3:0|0|{ONE}|{ONE}|{TIMES}|n1|None|batch",
-        f"2_7.0|FAILED|3:0|0|{ONE}|{ONE}|{TIMES}|n1|None|srun",
-        "of a name|with a line's end|a|b|c|d|e|f|g|h|i|j",
+        f"2|FAILED|3:0|0:0|0|{ONE}|{ONE}|{TIMES}|n1|No",
+        f"2|FAILED|3:0|0:0|many|{ONE}|{ONE}|{TIMES}|n1|None|fail",
+        f"2|FAILED|x:0|0:0|1|{ONE}|{ONE}|{TIMES}|n1|None|fail",
+        f"2.batch|FAILED|3:0|0:0|0|{ONE}|{ONE}|{TIMES}|n1|None|batch",
+        f"2_7.0|FAILED|3:0|0:0|0|{ONE}|{ONE}|{TIMES}|n1|None|srun",
+        "of a name|with a line's end|a|b|c|d|e|f|g|h|i|j|k",
     ],
 )
 def test_what_is_no_attempt_is_left_out(line: str) -> None:

@@ -19,7 +19,7 @@ from nexa_infra.runs.results import Attempt, TaskState, read_attempts
 from nexa_infra.scheduling.base import Admission, Queue
 from nexa_infra.scheduling.slurm import mirror, site, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
-from nexa_infra.scheduling.slurm.submission import TakenError, submit_once
+from nexa_infra.scheduling.slurm.submission import TakenError, leave, submit_once
 from nexa_infra.scheduling.slurm.tasks import Trials
 from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, read_accounting
 
@@ -87,6 +87,10 @@ class SlurmScheduler:
         with suppress(HostError):
             self.client.ask(f"cd -- {quote(run.directory)} && {write_file(place, record)}")
         return answered
+
+    def leave(self, run: Run) -> None:
+        """See `Scheduler.leave`."""
+        leave(run)
 
     def settle(self, run: Run, submission: Submission) -> Submission | None:
         """Find what became of an intent, or submit it now; see `Scheduler.settle`."""
@@ -158,12 +162,12 @@ class SlurmScheduler:
         lines.append('  ln -sfT -- void "$nexa_claim.void" && mv -fT -- "$nexa_claim.void" "$nexa_claim"\ndone')
         self.client.ask("\n".join(lines))
         limit = time.monotonic() + END_SECONDS
-        told = False
+        told: list[str] = []
         while self.poll(run).active:
             ids = sorted({row.array_id for row in _seen_of(run).rows or ()})
-            if not told or time.monotonic() % 30 < 1:
+            if ids != told:
                 self.client.cancel(ids)
-                told = True
+                told = ids
             if time.monotonic() > limit:
                 raise UnknownStateError(
                     f"run {run.id}: its jobs {', '.join(ids)} have not ended {END_SECONDS:.0f} s after scancel; no "
@@ -179,10 +183,10 @@ class SlurmScheduler:
 
     def bring(self, run: Run) -> None:
         """Bring states, metrics and accounting; see `Scheduler.bring`."""
+        self.poll(run)
         if self.host.remote:
             done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
             mirror.unpack(run, done.stdout)
-        self.poll(run)
         submissions = _submissions(run)
         attempts = read_attempts(run.files)
         tried = frozenset((trial, each.number) for trial, several in attempts.items() for each in several)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from enum import Enum, auto
 from functools import cache
@@ -49,6 +50,8 @@ def submit_once(client: SlurmClient, run: Run, intent: Submission) -> str | None
         RunCancelledError: a person has ended the run.
     """
     limit = time.monotonic() + settings().patience
+    left = _left.setdefault(run.id, threading.Event())
+    left.clear()
     again: str | None = None
     doubt = void = False
     said = "nothing was heard of it"
@@ -84,7 +87,8 @@ def submit_once(client: SlurmClient, run: Run, intent: Submission) -> str | None
                         again = rest
                 case "missing":
                     said = "it is nowhere to be found"
-                    time.sleep(settings().grace_seconds)
+                    if left.wait(settings().grace_seconds):
+                        break
                     void = True
                     continue
                 case "taken":
@@ -98,13 +102,21 @@ def submit_once(client: SlurmClient, run: Run, intent: Submission) -> str | None
                     said = "another client's sbatch is still trying"
                 case _:
                     said = done.stderr.strip()[-300:] or "the scheduler does not say whether it took it"
-        if time.monotonic() > limit:
+        if time.monotonic() > limit or left.wait(wait):
             break
-        time.sleep(wait)
     raise SubmitError(
         f"whether run {run.id} was submitted is not known: {said}. It is left as it is; "
         f"`nexa-infra resume {run.id}` looks again, and submits nothing twice"
     )
+
+
+# Set for a run whose client no longer waits to hear whether it was submitted.
+_left: dict[str, threading.Event] = {}
+
+
+def leave(run: Run) -> None:
+    """Stop waiting for a submission's answer, in whatever thread that is: it is looked for another time."""
+    _left.setdefault(run.id, threading.Event()).set()
 
 
 class _Answer(Enum):

@@ -22,6 +22,10 @@ _RUNNING = frozenset(
 # sacct's states of an attempt that has not ended; one that was put back into the queue has.
 _OPEN = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"})
 
+# The last signal that there is, and the numbers by which sacct says that a script could not be set up, or that it was
+# ended for its memory.
+_LAST_SIGNAL, _SET_UP, _MEMORY = 64, 53, 125
+
 # The trial and the attempt of each array task of a submission, in order.
 Trials = Sequence[tuple[int, int]]
 
@@ -66,13 +70,17 @@ def left(rows: Iterable[QueueRow]) -> list[Left]:
 
 def task_states(
     submissions: Sequence[tuple[Submission, Trials]],
-    rows: Iterable[QueueRow],
-    gone: Iterable[Left],
-    accounts: Iterable[AccountingRow],
+    rows: Sequence[QueueRow],
+    gone: Sequence[Left],
+    accounts: Sequence[AccountingRow],
     attempts: Mapping[int, Sequence[Attempt]],
     walltime: str,
 ) -> dict[int, TaskState]:
-    """Say how each trial's newest array task stands: by squeue, else by sacct, else as it was seen."""
+    """Say how each trial's newest array task stands: by squeue, else by sacct, else as it was seen.
+
+    A task that was cancelled alone while it waited leaves no trace anywhere: where others of its array are known,
+    its absence tells of it.
+    """
     known = {submission.token: trials for submission, trials in submissions}
     newest = _newest(submissions)
     by_array: dict[int, dict[str, TaskState]] = defaultdict(dict)
@@ -84,9 +92,9 @@ def task_states(
     for trial, number, account in charged(submissions, accounts):
         if newest.get(trial) != account.name or account.state in _OPEN | _WAITING:
             continue
-        code = 128 + account.signal if account.signal else account.exit_code
+        state = _state(account)
         words = ended(
-            account.state,
+            state,
             exit_code=account.exit_code,
             signal=account.signal,
             reason=account.reason,
@@ -94,7 +102,7 @@ def task_states(
             node=account.nodes,
             walltime=walltime,
         )
-        by_array[trial][account.array_id] = TaskState(number, account.state, code, moment(account.ended), words)
+        by_array[trial][account.array_id] = TaskState(number, state, _exit_code(account), moment(account.ended), words)
     for row in rows:
         if row.state not in _WAITING | _RUNNING:
             continue
@@ -102,12 +110,40 @@ def task_states(
             if newest.get(trial) != row.name:
                 continue
             tried = _last(attempts, trial, first)
-            started = any(each.number >= first for each in attempts.get(trial, ()))
+            begun = any(each.number >= first for each in attempts.get(trial, ()))
             if row.state in _WAITING:
-                by_array[trial][row.array_id] = TaskState(tried + 1 if started else first, "PENDING")
+                by_array[trial][row.array_id] = TaskState(tried + 1 if begun else first, "PENDING")
             else:
                 by_array[trial][row.array_id] = TaskState(tried, "RUNNING")
-    return {trial: min(told.values(), key=_idleness) for trial, told in by_array.items()}
+    found = {trial: min(told.values(), key=_idleness) for trial, told in by_array.items()}
+    named: list[QueueRow | Left | AccountingRow] = [*rows, *gone, *accounts]
+    listed = {(each.name, task) for each in named for task in _tasks(each.tasks)}
+    arrays = {name for name, _ in listed}
+    for submission, trials in submissions:
+        started = {trial for trial, first in trials if any(each.number >= first for each in attempts.get(trial, ()))}
+        if submission.token not in arrays and not started:
+            continue  # nothing tells that there ever was such an array
+        for task, (trial, first) in enumerate(trials):
+            if newest[trial] == submission.token and trial not in started and (submission.token, task) not in listed:
+                found[trial] = TaskState(first, "CANCELLED", words=_VANISHED)
+    return found
+
+
+_VANISHED = "left the queue before it started, and nothing tells why (as a task does that is cancelled by scancel)"
+
+
+def _state(account: AccountingRow) -> str:
+    """Return how a task ended: one whose step ran out of memory has failed, by Slurm's word on the batch script."""
+    return "OUT_OF_MEMORY" if account.state == "FAILED" and account.step_signal == _MEMORY else account.state
+
+
+def _exit_code(account: AccountingRow) -> int | None:
+    """Return the batch script's exit code, 128 + N for signal N; None where it did not end by itself."""
+    if 0 < account.signal <= _LAST_SIGNAL and account.signal != _SET_UP:
+        return 128 + account.signal
+    # Slurm writes 0:0 for what it ended itself, and 53 and 125 for signals that there are none of.
+    ended_itself = account.state in {"COMPLETED", "FAILED"} and not account.signal
+    return account.exit_code if ended_itself else account.exit_code or None
 
 
 def _idleness(task: TaskState) -> int:
@@ -165,10 +201,10 @@ def charges(
     """
     found: dict[tuple[int, int], Charge] = {}
     for trial, attempt, row in charged(submissions, accounts):
-        if row.state in _OPEN or not row.allocated:
+        if row.state in _OPEN or (not row.allocated and row.elapsed):
             continue
         gpus = sum(gpus_of(row.allocated).values())
-        billing = row.allocated.get("billing")
+        billing = row.allocated.get("billing") if row.allocated else 0  # it never started
         before = found.get((trial, attempt))
         seconds = row.elapsed + (before.seconds if before else 0)
         found[trial, attempt] = Charge(seconds, row.allocated.get("cpu", 0), gpus, billing)

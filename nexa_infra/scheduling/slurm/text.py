@@ -15,7 +15,9 @@ QUEUE_FORMAT = "%A|%F|%K|%T|%r|%j"
 
 # sacct -nP -X -D -o ACCOUNTING_FIELDS; an unknown field is fatal, so only those that 22.05 has. A name, which
 # may hold `|`, comes last. SLURM_BITSTR_LEN=0 again, for the tasks that never ran.
-ACCOUNTING_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,ReqTRES,Submit,Start,End,NodeList,Reason,JobName"
+ACCOUNTING_FIELDS = (
+    "JobID,State,ExitCode,DerivedExitCode,ElapsedRaw,AllocTRES,ReqTRES,Submit,Start,End,NodeList,Reason,JobName"
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class AccountingRow:
     cancelled_by: str | None  # a user's id
     exit_code: int
     signal: int  # 125 stands for memory
+    step_signal: int  # the worst of its steps': srun itself ends with 1 where its step ran out of memory
     elapsed: int  # seconds
     allocated: Mapping[str, int]
     requested: Mapping[str, int]
@@ -106,14 +109,14 @@ _JOB = re.compile(r"([0-9]+)(?:_([0-9]+|\[.+))?")
 
 
 def _accounting_row(line: str) -> AccountingRow | None:
-    fields = line.split("|", 11)
-    if len(fields) < 12 or not (job := _JOB.fullmatch(fields[0])):
+    fields = line.split("|", 12)
+    if len(fields) < 13 or not (job := _JOB.fullmatch(fields[0])):
         return None
-    _, state, ended_by, elapsed, allocated, requested, submitted, started, ended, nodes, reason, name = fields
+    _, state, ended_by, steps, elapsed, allocated, requested, submitted, started, ended, nodes, reason, name = fields
     word, _, by = state.partition(" by ")
     exit_code, _, signal = ended_by.partition(":")
     try:
-        numbers = [int(number or 0) for number in (exit_code, signal, elapsed)]
+        numbers = [int(number or 0) for number in (exit_code, signal, elapsed, steps.partition(":")[2])]
     except ValueError:
         return None
     return AccountingRow(
@@ -123,6 +126,7 @@ def _accounting_row(line: str) -> AccountingRow | None:
         cancelled_by=by or None,
         exit_code=numbers[0],
         signal=numbers[1],
+        step_signal=numbers[3],
         elapsed=numbers[2],
         allocated=read_tres(allocated),
         requested=read_tres(requested),
