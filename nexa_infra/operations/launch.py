@@ -19,11 +19,11 @@ from nexa_infra.operations import steps
 from nexa_infra.operations.endings import ending
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
+from nexa_infra.operations.steps import AnyCluster
 from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
-from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def launch_slurm_sweep(
     config: str | Path | SweepConfig | None,
     submit: bool = False,
     *,
-    cluster: Cluster | None = None,
+    cluster: AnyCluster | None = None,
     resume: str | None = None,
     overrides: Sequence[str] = (),
     budget_usd: float | Decimal | None = None,
@@ -45,6 +45,7 @@ def launch_slurm_sweep(
 ) -> SlurmBatchArtifacts:
     """Run a sweep to its end, on this machine where no cluster is given; `submit=False` is the preview.
 
+    `cluster` may be a `Cluster`, a cluster file's path, or a saved block.
     `resume` is a run's id (or a part of it, or `latest`): its unfinished trials are run, and
     `config` is not read. `tell` is called with each poll. Works in a notebook's event loop too.
 
@@ -70,7 +71,7 @@ def launch_training_job(
     distributed: bool = False,
     *,
     overrides: Sequence[str] | None = None,
-    cluster: Cluster | None = None,
+    cluster: AnyCluster | None = None,
     resume: str | None = None,
     budget_usd: float | Decimal | None = None,
     tell: Tell | None = None,
@@ -94,7 +95,7 @@ def launch_training_job(
 def plan_sweep(
     config: str | Path | SweepConfig,
     *,
-    cluster: Cluster | None = None,
+    cluster: AnyCluster | None = None,
     overrides: Sequence[str] = (),
     budget_usd: float | Decimal | None = None,
 ) -> Run:
@@ -108,7 +109,7 @@ def plan_training(
     config: str | Path | TrainingConfig,
     distributed: bool = False,
     *,
-    cluster: Cluster | None = None,
+    cluster: AnyCluster | None = None,
     overrides: Sequence[str] = (),
     budget_usd: float | Decimal | None = None,
 ) -> Run:
@@ -141,7 +142,7 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
         if not run.files.record.exists():
             await asyncio.to_thread(steps.admit, run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
-            run = await asyncio.to_thread(steps.render, run)
+        run = await asyncio.to_thread(steps.render, run)
         for own in (False, True):
             submission = await _submitted(run)
             own = own or steps.ends_with_client(run)  # noqa: PLW2901

@@ -18,7 +18,7 @@ from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
 from nexa_infra.operations.endings import how_ended
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
-from nexa_infra.runs.record import Run
+from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
 from nexa_infra.scheduling.slurm.scheduler import charges_of
 from nexa_infra.scheduling.submit import submit_trials
@@ -110,7 +110,7 @@ def prepare_resume(name: str) -> Run:
     if run.files.refused.exists():
         raise NexaError(f"run {run.id} was refused, so there is nothing to resume: start it anew under a larger budget")
     scheduler = steps.scheduler_of(run)
-    if not scheduler.poll(run).active:
+    if not read_submissions(run.files) or not scheduler.poll(run).active:
         scheduler.reopen(run)
     return run
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from nexa_infra.errors import (
     BudgetError,
@@ -44,7 +45,7 @@ from nexa_infra.scheduling.submit import submit_run
 from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
-from nexa_infra.spec.load import code_root, problem_at, read_config
+from nexa_infra.spec.load import code_root, load_cluster, problem_at, read_config
 from nexa_infra.spec.policy import Budget
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
@@ -55,7 +56,7 @@ MOST_TAILS = 20
 def plan(
     config: str | Path | SweepConfig | TrainingConfig,
     *,
-    cluster: Cluster | None = None,
+    cluster: AnyCluster | None = None,
     overrides: Sequence[str] = (),
     budget_usd: float | Decimal | None = None,
     book: PriceBook | None = None,
@@ -66,6 +67,7 @@ def plan(
 ) -> Run:
     """Read and check what is asked, price it, and give it an id; nothing is written.
 
+    `cluster` may be a cluster file's path, or a saved block.
     `overrides` are `key.path=value`, as a config file would hold them; `budget_usd` stands over the
     config's own limit. `distributed` starts the script by torchrun, one process a GPU, or plainly;
     unset, as the launcher says. `moment` and `token` make the run's id, for a caller that may have to
@@ -74,6 +76,7 @@ def plan(
     Raises:
         ConfigError: the config, or its GPU type, is not understood.
     """
+    where = as_cluster(cluster)
     if isinstance(config, (str, Path)):
         file: Path | None = Path(config)
         loaded = read_config(config, overrides)
@@ -90,12 +93,12 @@ def plan(
         loaded = _distributed(loaded, distributed, file)
     now = moment or datetime.now(UTC)
     try:
-        price = price_for(loaded.job, cluster, book)
+        price = price_for(loaded.job, where, book)
     except PriceError as error:
         key = "job.gpu_type" if loaded.job.gpu_type else "job.gres" if loaded.job.gres else "job.gpus_per_node"
         raise ConfigError(problem_at(file, key, str(error), overrides)) from error
-    workdir = Path(cluster.workdir) if cluster else home()
-    folder = _folder(loaded.job.output_dir, workdir, cluster)
+    workdir = Path(where.workdir) if where else home()
+    folder = _folder(loaded.job.output_dir, workdir, where)
     slug = re.sub(r"[^a-z0-9]+", "-", loaded.job.name.lower()).strip("-")[:32] or "run"
     run_id = f"{now:%Y%m%d-%H%M%S}-{slug}-{token or secrets.token_hex(2)}"
     run = Run(
@@ -103,9 +106,9 @@ def plan(
         config=loaded,
         config_file=os.path.abspath(file) if file else None,  # noqa: PTH100 - links stay as they were named
         directory=str(folder / run_id),
-        mirror=str(home() / "runs" / run_id) if cluster and cluster.host else None,
+        mirror=str(home() / "runs" / run_id) if where and where.host else None,
         workdir=str(workdir),
-        cluster=cluster,
+        cluster=where,
         price=price,
         created_at=now,
         versions={"nexa-infra": version("nexa-infra"), "python": platform.python_version()},
@@ -115,6 +118,23 @@ def plan(
         # What is billed is the cluster's to say, and frozen with the price.
         return run.model_copy(update={"price": price.model_copy(update={"units": check(run).billing})})
     return run
+
+
+class HasCluster(Protocol):
+    """What makes a cluster, as a saved block does."""
+
+    def to_cluster(self) -> Cluster:
+        """Return it."""
+
+
+AnyCluster = Cluster | str | Path | HasCluster
+
+
+def as_cluster(cluster: AnyCluster | None) -> Cluster | None:
+    """Return the cluster that is meant: itself, a cluster file's, or a saved block's."""
+    if isinstance(cluster, (str, Path)):
+        return load_cluster(cluster)
+    return cluster if cluster is None or isinstance(cluster, Cluster) else cluster.to_cluster()
 
 
 def _folder(output_dir: str | None, workdir: Path, cluster: Cluster | None) -> Path:
@@ -203,6 +223,9 @@ def sync(run: Run) -> Run:
 def render(run: Run) -> Run:
     """Make the run directory: the array script, what it reads, a link to the code, and run.json last."""
     if run.files.record.exists():
+        if not read_submissions(run.files):
+            # A client may have been killed before the directory came to its cluster.
+            scheduler_of(run).prepare(run)
         return run
     if run.snapshot is None:
         raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")

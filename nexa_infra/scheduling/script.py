@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.hosts.shell import join, quote, quote_line, quote_path
@@ -99,6 +100,11 @@ def render_script(
 def array_spec(count: int, parallelism: int | None) -> str:
     """Return sbatch's `--array` for trials 0 to count - 1."""
     return f"0-{count - 1}" + (f"%{parallelism}" if parallelism else "")
+
+
+def log_option(log: Path | str) -> str:
+    r"""Return sbatch's --output for a log: Slurm reads % and \ in a path, so that there the script keeps it itself."""
+    return "/dev/null" if {"%", "\\"} & set(str(log)) else str(log)
 
 
 def sbatch_options(job: SlurmJob, cluster: Cluster | None = None, gpu: str | None = None) -> Iterator[str]:

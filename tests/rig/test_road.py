@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from nexa_infra import launch_slurm_sweep, launch_training_job
-from nexa_infra.errors import HostError, RunFailedError
+from nexa_infra.blocks import SlurmCluster
+from nexa_infra.errors import BudgetError, HostError, RunFailedError
 from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, manage, steps
-from nexa_infra.runs.record import read_run
+from nexa_infra.runs.record import Run, read_run
 from nexa_infra.runs.results import read_results
+from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler
 from nexa_infra.spec.cluster import Cluster
 from tests.rig.accounts import CSH, NOISY, Account
 from tests.rig.clusters import ON_THE_RIG, cluster_at, digits, shell_config, states_by_sacct
@@ -164,6 +166,50 @@ def test_a_secret_in_an_env_file_reaches_the_trial_and_nothing_else(
             for name in names:
                 path = Path(folder) / name
                 assert path.is_symlink() or secret.encode() not in path.read_bytes(), path
+
+
+def test_a_run_that_is_over_its_budget_leaves_nothing_there_and_reads_as_refused(
+    cluster: Cluster, home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match="over the budget"):
+        launch_slurm_sweep(shell_config(tmp_path, "true", [1]), submit=True, cluster=cluster, budget_usd=0.0001)
+    run = manage.find("latest")
+    assert manage.status(run).end == manage.report_of(run).end == "refused"
+    assert not Path(cluster.workdir).exists()
+
+
+def test_a_client_that_ends_before_the_run_directory_is_there_is_gone_on_with(
+    cluster: Cluster, slurm: SlurmRig, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_here(_scheduler: SlurmScheduler, run: Run) -> None:
+        raise HostError(f"the client of {run.id} ends here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SlurmScheduler, "prepare", ends_here)
+        with pytest.raises(HostError, match="ends here"):
+            launch_slurm_sweep(shell_config(tmp_path, "true", [1, 2]), submit=True, cluster=cluster)
+    run = manage.find("latest")
+    launch.follow_run(manage.prepare_resume(run.id))
+    assert states_by_sacct(slurm, run) == ["COMPLETED"] * 2
+
+
+def test_a_cluster_may_be_given_as_a_file_or_as_a_block(
+    cluster: Cluster, slurm: SlurmRig, home: Path, tmp_path: Path
+) -> None:
+    block = SlurmCluster(
+        workdir=cluster.workdir,
+        host=cluster.host or "",
+        port=cluster.port,
+        user="root",
+        key_file=cluster.key_file or "",
+        known_hosts=cluster.known_hosts or "",
+        poll_floor=0.3,
+    )
+    (tmp_path / "rig.yaml").write_text(cluster.model_dump_json(exclude_none=True))
+    config = shell_config(tmp_path, "true", [1])
+    for given in (block, tmp_path / "rig.yaml", str(tmp_path / "rig.yaml")):
+        batch = launch_slurm_sweep(config, submit=True, cluster=given)
+        assert states_by_sacct(slurm, batch.run_id) == ["COMPLETED"]
 
 
 def test_both_roads_record_the_same_but_for_where_they_ran(

@@ -17,7 +17,7 @@ from nexa_infra.monitoring.report_text import money
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.base import Admission
-from nexa_infra.scheduling.script import array_spec, render_script, write_script
+from nexa_infra.scheduling.script import array_spec, log_option, render_script, write_script
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher
 from nexa_infra.spec.load import code_root, problem_at, read_config
@@ -167,7 +167,7 @@ def submitted_batch(
 
 
 def _sbatch(directory: Path, array: str) -> list[str]:
-    log = RunDirectory(directory).log
+    log = log_option(RunDirectory(directory).log)
     return ["sbatch", "--parsable", f"--array={array}", f"--output={log}", "--open-mode=append",
             str(RunDirectory(directory).script), "0", "1"]  # fmt: skip
 

@@ -98,6 +98,8 @@ class SlurmScheduler:
 
     def poll(self, run: Run) -> Queue:
         """Ask squeue once, and bring the status files that have changed; see `Scheduler.poll`."""
+        if run.files.refused.exists():
+            return Queue(False)  # nothing of it is anywhere but here
         seen = _seen_of(run)
         prefix = f"nexa-{run.id}-"
         text = f"cd -- {quote(run.directory)} 2>/dev/null || exit 66\ndate +%s\n"
@@ -128,8 +130,8 @@ class SlurmScheduler:
         Accounting is asked only about what has left the queue without a good end of its own.
         """
         seen = _seen_of(run)
-        if seen.rows is None:
-            self.poll(run)
+        if seen.rows is None and not self.poll(run).active and run.files.refused.exists():
+            return {}
         rows = seen.rows or ()
         submissions = _submissions(run)
         attempts = read_attempts(run.files)
@@ -183,6 +185,8 @@ class SlurmScheduler:
 
     def bring(self, run: Run) -> None:
         """Bring states, metrics and accounting; see `Scheduler.bring`."""
+        if run.files.refused.exists():
+            return
         self.poll(run)
         if self.host.remote:
             done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")

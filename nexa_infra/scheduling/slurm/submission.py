@@ -8,6 +8,7 @@ import time
 from enum import Enum, auto
 from functools import cache
 from itertools import chain, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError, NexaError, RunCancelledError, SubmitError
@@ -15,8 +16,9 @@ from nexa_infra.hosts.base import ConnectionLostError
 from nexa_infra.hosts.framing import write_file
 from nexa_infra.hosts.login import UnreachableError
 from nexa_infra.hosts.shell import join
+from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission, read_submissions
-from nexa_infra.scheduling.script import environment
+from nexa_infra.scheduling.script import environment, log_option
 from nexa_infra.scheduling.slurm.client import SlurmClient
 from nexa_infra.scheduling.slurm.text import explained, read_job_id, refusal
 from nexa_infra.settings import settings
@@ -141,8 +143,7 @@ def _script(run: Run, intent: Submission, *, again: str | None, doubt: bool, voi
         listed = (run.files.path / intent.listed).read_bytes()
         trials = write_file(intent.listed, listed)
     arguments = [str(intent.chunk), str(intent.chunks), *([intent.listed] if intent.listed else [])]
-    # Slurm reads % and \ in a log's path, the folder's included: there the script keeps its log by itself.
-    log = "/dev/null" if {"%", "\\"} & set(run.directory) else "job.log"
+    log = log_option(RunDirectory(Path(run.directory)).log)
     argv = ["sbatch", "--parsable", f"--job-name={intent.token}", f"--array={intent.array}",
             f"--output={log}", f"--error={log}", "--open-mode=append", "job.sbatch", *arguments]  # fmt: skip
     record = intent.model_dump_json(indent=2).encode() + b"\n"
