@@ -172,18 +172,19 @@ def test_a_frozen_server_is_not_waited_for_for_ever(sshd: SshRig, monkeypatch: p
 
 
 def test_a_login_shell_that_hangs_or_refuses_is_named(rig_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "LOGIN_SECONDS", 0.5)
+    monkeypatch.setattr(ssh, "LOGIN_SECONDS", 2.0)
     with SshRig(rig_folder) as sshd, reached(sshd, ADA) as host:
         start_up = sshd.accounts.home(ADA) / ".bashrc"
         start_up.write_text("sleep 30\n")
-        with pytest.raises(HostError, match="login shell .* has not started for 0.5 s: look at its start-up files"):
+        with pytest.raises(HostError, match="login shell .* has not started for 2 s: look at its start-up files"):
             host.script(f"touch {rig_folder}/ran")
         start_up.write_text("echo 'This account is currently not available.'; exit 1\n")
         with pytest.raises(HostError, match="starts no shell .*This account is currently not available"):
             host.script(f"touch {rig_folder}/ran")
         start_up.write_text("")
         assert host.script("echo up").stdout == "up\n"
-        assert not (rig_folder / "ran").exists() and sshd.logins() == 1
+        # On a machine so busy that a sign of life is late, the connection is made once more.
+        assert not (rig_folder / "ran").exists() and sshd.logins() <= 2
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ def asked(slurm: SlurmRig, form: str) -> str:
 def seconds_by_slurm(slurm: SlurmRig, jobs: Iterable[str]) -> list[float]:
     """What the controller made of each job's walltime: squeue's %l would say INVALID beyond a year."""
     told = slurm.run(["scontrol", "show", "job", "-o"]).stdout
-    limits = {record["JobId"]: record["TimeLimit"] for record in read_records(told)}
+    # A job whose folder's name holds a line end takes two lines; its first one has what is asked for here.
+    limits = {record["JobId"]: record["TimeLimit"] for record in read_records(told) if "JobId" in record}
     return [_seconds(limits[job]) for job in jobs]
 
 
