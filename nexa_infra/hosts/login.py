@@ -332,6 +332,10 @@ def _complaint(place: Login, port: int, error: Exception) -> HostError:
             )
         case paramiko.ChannelException():
             return UnreachableError(f"{place} cannot be reached through its jump host ({error.text}): check host, port")
+        case paramiko.AuthenticationException() if "transport shut down or saw EOF" in str(error):
+            # paramiko calls a connection that was cut while it logged in a refusal; it is none.
+            hint = "where it always is, too many keys may have been offered: name one in key_file"
+            return UnreachableError(f"the connection to {place} was cut while it logged in: try again; {hint}")
         case paramiko.AuthenticationException() | paramiko.SSHException() if isinstance(
             error, paramiko.AuthenticationException
         ) or "No authentication methods" in str(error):

@@ -376,7 +376,7 @@ def go_on(each: Round, site: Site, tally: Tally) -> None:
     name = each.run.directory if chance.random() < 0.3 else each.run.id
     for _ in range(5):
         told = site.client(resume, name).wait()
-        if not told.startswith("ConnectionLostError"):  # another round has cut all connections
+        if not told.startswith(("ConnectionLostError", "UnreachableError")):  # another round has cut all connections
             break
     if told != "done":
         tally.told.append(f"{each.run.id}: {told}")
