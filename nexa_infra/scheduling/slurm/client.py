@@ -12,9 +12,7 @@ from nexa_infra.hosts.shell import join, quote
 from nexa_infra.scheduling.slurm.text import (
     ACCOUNTING_FIELDS,
     QUEUE_FORMAT,
-    AccountingRow,
     QueueRow,
-    read_accounting,
     read_queue,
 )
 
@@ -70,11 +68,6 @@ class SlurmClient:
         command = f"sacct -nP -X -D -j {quote(','.join(ids))} -o {ACCOUNTING_FIELDS}"
         done = self.ask(f"SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s {command}")
         return done.stdout if done.returncode == 0 else None
-
-    def rows(self, ids: Sequence[str]) -> list[AccountingRow] | None:
-        """Return what `accounting` says, read."""
-        text = self.accounting(ids)
-        return None if text is None else read_accounting(text)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End some jobs; those that have ended already are no error."""
