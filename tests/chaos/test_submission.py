@@ -41,8 +41,8 @@ AT_ONCE = 8
 PATIENCE = 90.0  # seconds
 GRACE = 0.5
 
-# sbatch, as slow as the file `pauses` of the run directory says; a file `held-TOKEN` holds it back. What it was asked
-# stays in `argv`.
+# sbatch, as slow as the file `pauses` of the run directory says; a file `held-TOKEN` holds it back, a file `mute` its
+# answer. What it was asked stays in `argv`.
 SBATCH = """\
 #!/bin/sh
 [ ! -e impatient ] || export SLURM_CONF="$(cat impatient)"
@@ -54,6 +54,7 @@ sleep "$before"
 told=$({program} "$@")
 code=$?
 sleep "$after"
+while [ -e mute ]; do sleep 0.02; done
 [ -z "$told" ] || printf '%s\\n' "$told"
 exit $code
 """
@@ -349,6 +350,9 @@ def strike(each: Round, site: Site, intent: float, tally: Tally) -> None:
     """Kill a client that submits, at the instant that is aimed at, and count what it hit."""
     chance = each.chance
     there(each.run, "pauses").write_text(f"{chance.uniform(0, 0.1):.3f} {chance.uniform(0, 0.2):.3f}\n")
+    hold = there(each.run, chance.choice((f"held-nexa-{each.run.id}-1", "mute")))
+    if each.aim == "between":
+        hold.touch()  # however late this machine wakes us, the id is not there
     client = site.client(submit, each.run)
     if each.aim == "before":
         time.sleep(chance.uniform(0, intent))
@@ -361,6 +365,7 @@ def strike(each: Round, site: Site, intent: float, tally: Tally) -> None:
     phase = each.phase
     tally.killed[phase] += 1
     tally.unanswered += phase == "between" and bool(site.queued(each.run))
+    hold.unlink(missing_ok=True)
 
 
 def go_on(each: Round, site: Site, tally: Tally) -> None:

@@ -19,6 +19,7 @@ from nexa_infra import launch_slurm_sweep
 from nexa_infra.operations import manage
 from nexa_infra.runs.record import Run
 from tests.conftest import ROOT, PrefectServer, processes_of
+from tests.rig.proxy import wait
 
 # What differs between two runs of the same thing: ids, moments, and what is counted in seconds.
 VARIES = {"id", "run_id", "directory", "created_at", "labels", "flow_run_url"}
@@ -225,12 +226,14 @@ def test_a_run_whose_client_was_killed_is_resumed_from_prefect(
     config.write_text(HALF)
     client = subprocess.Popen([sys.executable, "-m", "nexa_infra", "sweep", str(config)], stderr=subprocess.DEVNULL)
     run = started(client)
+    ran = run.files.path / "ran"
+    wait(lambda: manage.status(run).states == {"completed": 1, "running": 2} and len(ran.read_text().split()) == 3, 30)
     client.kill()
     client.wait()
     (run.files.path / "again").touch()
     report = asyncio.run(sweep(config_file=str(config), resume=run.id))
     assert report is not None
     assert manage.status(run).states == {"completed": 3}
-    assert sorted((run.files.path / "ran").read_text().split()) == ["0", "1", "1", "2", "2"], (
+    assert sorted(ran.read_text().split()) == ["0", "1", "1", "2", "2"], (
         "0 had ended, and stays so"
     )
