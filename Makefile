@@ -1,7 +1,7 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install run up down test chaos lint format screenshots bench rig rig-down clean
+.PHONY: help install torch run up down test chaos lint format screenshots bench rig rig-down clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
@@ -18,6 +18,9 @@ help: ## show this
 
 install: ## make .venv, with what the tests need
 	@$(LOCAL) install --dev
+
+torch: ## add PyTorch to .venv, which the deployment training/default needs
+	@$(LOCAL) install --torch
 
 run: ## run the example sweep through the Prefect flow (CONFIG=FILE for another)
 	@$(LOCAL) run "$(CONFIG)"

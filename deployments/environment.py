@@ -39,13 +39,20 @@ class Environment:
         self.python = self.folder / "bin" / "python"
         self._stamp = self.folder / ".nexa-installed.json"
 
-    def ensure(self, *, dev: bool = False) -> None:
+    @property
+    def has_torch(self) -> bool:
+        """Whether a training under torchrun can start in it."""
+        return (self.folder / "bin" / "torchrun").exists()
+
+    def ensure(self, *, dev: bool = False, torch: bool = False) -> None:
         """Make the environment ready; costs next to nothing where it is.
+
+        `dev` brings what the tests need, PyTorch among it; `torch` brings PyTorch.
 
         Raises:
             SetupError: packages are missing and cannot be installed, or pip failed.
         """
-        extras = ["examples", *(["dev"] if dev else [])]
+        extras = ["examples", *(["dev"] if dev else []), *(["torch"] if torch else [])]
         wanted = self._digest()
         installed = self._read_stamp()
         ready = installed.get("digest") == wanted and installed.get("root") == str(self.root) and self._works()
@@ -56,7 +63,8 @@ class Environment:
         if not self._works() or installed.get("root", str(self.root)) != str(self.root):
             print(f"making {self.folder.name} with Python {sys.version.split()[0]}", flush=True)
             _run([_base_python(), "-m", "venv", "--clear", str(self.folder)], "the environment could not be made")
-        print("installing the Python packages (under a minute, once)", flush=True)
+        what = "PyTorch and other Python packages (minutes" if dev or torch else "the Python packages (under a minute"
+        print(f"installing {what}, once)", flush=True)
         target = f".[{','.join(sorted(done.union(extras) - {''}))}]"
         pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         _run([*pip, "--constraint", "constraints.txt", "--editable", target], "pip failed", cwd=self.root)

@@ -1,6 +1,6 @@
 """What the Makefile does on this machine: the environment, the services, the main job. Standard library alone.
 
-python3 -m deployments.local install [--dev] | up | down | run [CONFIG]
+python3 -m deployments.local install [--dev] [--torch] | up | down | run [CONFIG]
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "deployments/configs/digits.yaml"
 
 
-def install(*, dev: bool) -> None:
+def install(*, dev: bool, torch: bool) -> None:
     """Make the environment ready."""
     environment = Environment(ROOT)
     with Services(ROOT, environment.python).lock():
-        environment.ensure(dev=dev)
+        environment.ensure(dev=dev, torch=torch)
 
 
 def up() -> None:
@@ -35,6 +35,8 @@ def up() -> None:
 Prefect's UI: {url.removesuffix("/api")}
 Start the example sweep there (Deployments, sweep/default, Run), or here:
     .venv/bin/prefect deployment run sweep/default --watch
+The example training, under PyTorch's DDP{"" if environment.has_torch else ", once `make torch` has installed it"}:
+    .venv/bin/prefect deployment run training/default --watch
 On a Slurm cluster, saved there under a name (Blocks, Slurm Cluster):
     .venv/bin/prefect deployment run sweep/slurm -p cluster=NAME --watch
 Stop everything again: make down""")
@@ -68,9 +70,9 @@ def main() -> int:
     """Run one verb; return the exit code."""
     parser = argparse.ArgumentParser(prog="python3 -m deployments.local", description=(__doc__ or "").splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("install", help="make .venv ready").add_argument(
-        "--dev", action="store_true", help="with what the tests need"
-    )
+    installing = verbs.add_parser("install", help="make .venv ready")
+    installing.add_argument("--dev", action="store_true", help="with what the tests need")
+    installing.add_argument("--torch", action="store_true", help="with PyTorch, for the example training")
     verbs.add_parser("up", help="start the server and a worker, and deploy")
     verbs.add_parser("down", help="stop them")
     verbs.add_parser("run", help="run a sweep through the flow").add_argument("config", nargs="?", default=CONFIG)
@@ -78,7 +80,7 @@ def main() -> int:
     try:
         match arguments.verb:
             case "install":
-                install(dev=arguments.dev)
+                install(dev=arguments.dev, torch=arguments.torch)
             case "up":
                 up()
             case "down":

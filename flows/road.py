@@ -25,7 +25,7 @@ from nexa_infra.operations.manage import find, find_by_token, prepare_resume
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.slurm import preview_markdown
 from nexa_infra.spec.cluster import Cluster
-from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, watch
+from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, track, watch
 from nexa_infra.tasks.names import artifact_key
 from nexa_infra.tasks.report import publish
 
@@ -48,6 +48,7 @@ async def take_the_road(run: Run) -> CostReport | State[None]:
                 if ending(run, trials)[0] != "unfinished":
                     break
         report = await cost_report(run, trials)
+        await track(run, trials, report)
         get_run_logger().info("\n%s", to_terminal(report))
         try:
             await asyncio.to_thread(steps.conclude, run, trials)

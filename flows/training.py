@@ -21,7 +21,7 @@ from nexa_infra.monitoring.report import CostReport
 )
 async def training(
     config_file: Annotated[str, Field(title="Config file", json_schema_extra={"position": 0})] = (
-        "deployments/configs/digits-training.yaml"
+        "deployments/configs/ddp.yaml"
     ),
     submit: Annotated[bool, Field(title="Submit", json_schema_extra={"position": 1})] = False,
     cluster: Annotated[SlurmCluster | str | None, Field(title="Cluster", json_schema_extra={"position": 2})] = None,
@@ -29,7 +29,7 @@ async def training(
     budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
     overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
     resume: Annotated[str, Field(title="Resume", json_schema_extra={"position": 6})] = "",
-    distributed: Annotated[bool, Field(title="Distributed", json_schema_extra={"position": 7})] = False,
+    distributed: Annotated[bool | None, Field(title="Distributed", json_schema_extra={"position": 7})] = None,
 ) -> CostReport | State[None] | None:
     """Run a training along the road: cost, code, script, submission, results, report.
 
@@ -41,7 +41,7 @@ async def training(
         budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
         overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.
         resume: A run's id, to run what is unfinished of it; the other fields are then left aside. Empty for a new run.
-        distributed: Start the script by torchrun, one process a GPU; off, plainly.
+        distributed: Start the script by torchrun, or plainly; unset, as the config says.
     """
     run = await road.planned(
         config_file,

@@ -78,16 +78,25 @@ def train(
     /,
     *,
     cluster: Where = None,
-    distributed: Annotated[bool, _flag("start it by torchrun, one process a GPU")] = False,
+    distributed: Annotated[
+        bool | None, Parameter(help="start it by torchrun, or plainly; unset, as the config says", show_default=False)
+    ] = None,
     preview: Preview = False,
     overrides: Overrides = None,
     budget: Budget = None,
+    fetch_to: Annotated[Path | None, Parameter(help="copy what it has written into this folder, at its end")] = None,
 ) -> None:
     """Run one training, here or on a cluster, to its cost report."""
+    from nexa_infra.hosts.connections import kept_open
+    from nexa_infra.operations.fetch import fetch as bring
     from nexa_infra.operations.launch import plan_training
 
     where = _cluster(cluster)
-    _take(plan_training(file, distributed, cluster=where, overrides=overrides or (), budget_usd=budget), preview)
+    with kept_open(where):
+        run = plan_training(file, distributed, cluster=where, overrides=overrides or (), budget_usd=budget)
+        _take(run, preview)
+        if fetch_to is not None and not preview:
+            _say(str(bring(run, to=fetch_to)))
 
 
 @app.command(sort_key=3)

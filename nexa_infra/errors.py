@@ -82,6 +82,10 @@ class RunFailedError(NexaError):
     """The run has ended with trials that failed; the message says which, and why."""
 
 
+class ArtifactError(NexaError):
+    """What a training made is not as it was written; the message names the files, and what to do."""
+
+
 class DetachedError(NexaError):
     """A person has left a run on a cluster to itself: its jobs go on."""
 

@@ -13,6 +13,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 
 from nexa_infra.monitoring.report import CostReport, to_markdown, to_table
 from nexa_infra.operations import steps
+from nexa_infra.operations.measured import pictures_of
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import Trial
 from nexa_infra.tasks.names import artifact_key
@@ -30,8 +31,9 @@ async def publish(
     run: Run, report: CostReport, trials: Sequence[Trial], flow_run_id: str | None, task_run_id: str | None = None
 ) -> None:
     """Show a report as artifacts of a flow run, from inside it or, once it has ended, from outside."""
+    pictures = await asyncio.to_thread(pictures_of, run, report)
     shown = {
-        "cost-report": ("markdown", to_markdown(report)),
+        "cost-report": ("markdown", to_markdown(report, pictures)),
         "trials": ("table", json.dumps(to_table(report, trials))),
     }
     async with get_client() as client:

@@ -8,11 +8,13 @@ from contextlib import aclosing
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 
+from nexa_infra.monitoring.report_markdown import metrics_markdown
 from nexa_infra.operations import steps
 from nexa_infra.operations.progress import listener
 from nexa_infra.runs.record import Run
@@ -22,9 +24,10 @@ from nexa_infra.tasks.names import artifact_key
 # Prefect's server is asked and told no oftener than this, whatever the poll's period, in seconds.
 TELL_SECONDS = 1.0
 ASK_SECONDS = 2.0
+METRICS_SECONDS = 5.0
 
 
-@task(name="watch", description="Follows the run to its end; a progress artifact shows how far it is.")
+@task(name="watch", description="Follows the run to its end; artifacts show how far it is.")
 async def watch(run: Run) -> Poll | None:
     """Follow the run; return its last poll.
 
@@ -35,30 +38,82 @@ async def watch(run: Run) -> Poll | None:
     progress = await acreate_progress_artifact(
         progress=0.0, key=artifact_key("progress", run), description=f"Run {run.id}"
     )
-    watcher = asyncio.create_task(_cancelled_in_prefect(run))
+    shown = _Shown(run, progress)
+    beside = [asyncio.create_task(_cancelled_in_prefect(run)), asyncio.create_task(shown.keep_up())]
     last: Poll | None = None
-    shown: Poll | None = None
-    moment = 0.0
     try:
         async with aclosing(steps.watch(run)) as polls:
             async for last in polls:
                 if (tell := listener.get()) is not None:
                     tell(last)
-                if time.monotonic() - moment >= TELL_SECONDS:
-                    moment, shown = time.monotonic(), last
-                    logger.info("%s", last)
-                    await _show(progress, run, last)
+                for warning in last.warnings:
+                    logger.warning("Run %s: %s", run.id, warning)
+                shown.hear(last)
     finally:
-        watcher.cancel()
-    if last is not None and last is not shown:
-        logger.info("%s", last)
-        await _show(progress, run, last)
+        for each in beside:
+            each.cancel()
+    await shown.show()
+    await shown.show_metrics()
     return last
 
 
-async def _show(progress: UUID, run: Run, poll: Poll) -> None:
-    share = 100.0 * poll.over / poll.total
-    await aupdate_progress_artifact(progress, progress=share, description=f"Run {run.id}: {poll}")
+class _Shown:
+    """What Prefect's pages show of a run: its last poll, and the latest metrics of a training."""
+
+    def __init__(self, run: Run, progress: UUID) -> None:
+        self.run = run
+        self.progress = progress  # an artifact
+        self.metrics: UUID | None = None  # likewise, once there are any
+        self.last: Poll | None = None
+        self.warnings: list[str] = []
+        self._shown: Poll | None = None
+        self._text = ""
+
+    def hear(self, poll: Poll) -> None:
+        """Take a poll, to be shown in time."""
+        self.last = poll
+        self.warnings += poll.warnings
+
+    async def keep_up(self) -> None:
+        """Show what is new, now and then; a server that cannot be told now is told another time."""
+        moment = 0.0
+        while True:
+            try:
+                await self.show()
+                if time.monotonic() - moment >= METRICS_SECONDS:
+                    moment = time.monotonic()
+                    await self.show_metrics()
+            except Exception as error:  # noqa: BLE001 - whatever ails the server, the run goes on
+                get_run_logger().debug("how the run is cannot be shown: %s", error)
+            await asyncio.sleep(TELL_SECONDS)
+
+    async def show(self) -> None:
+        """Show the last poll, as a line of the log and a share of the whole."""
+        poll = self.last
+        if poll is None or poll is self._shown:
+            return
+        self._shown = poll
+        get_run_logger().info("%s", poll)
+        share = poll.over / poll.total
+        if not poll.over and poll.progress is not None and poll.progress.share is not None:
+            share = poll.progress.share
+        description = f"Run {self.run.id}: {poll}"
+        await aupdate_progress_artifact(self.progress, progress=100.0 * share, description=description)
+
+    async def show_metrics(self) -> None:
+        """Show a training's latest metrics, in one Markdown artifact."""
+        if self.last is None or self.last.progress is None:
+            return
+        text = metrics_markdown(self.last.progress, self.warnings)
+        if text == self._text:
+            return
+        if self.metrics is None:
+            key = artifact_key("metrics", self.run)
+            self.metrics = await acreate_markdown_artifact(text, key=key, description=f"Run {self.run.id}")
+        else:
+            async with get_client() as client:
+                await client.update_artifact(self.metrics, ArtifactUpdate(data=text))
+        self._text = text
 
 
 async def _cancelled_in_prefect(run: Run) -> None:

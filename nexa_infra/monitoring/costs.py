@@ -123,7 +123,8 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
     """Project a run's cost at its own price: the ceiling at the walltime, the expectation at the median of history.
 
     `history` holds the seconds of comparable trials. The ceiling counts every attempt that
-    `retry.times` allows; the expectation counts one a trial, and no more of it than the walltime.
+    `retry.times` or `checkpoint.requeue` allows; the expectation counts one a trial, and no more
+    of it than the walltime.
 
     Raises:
         EstimateError: a duration of the history is negative or not finite.
@@ -133,6 +134,9 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
     seconds = None if limit is None else Decimal(str(limit.total_seconds()))
     if run.price.unit == "billing-hour" and run.price.units is None:
         seconds = None  # what is billed is not known beforehand, so that nothing bounds it
+    requeues = run.config.checkpoint.most_requeues
+    if requeues is None:
+        seconds = None  # chained until it is done: nothing bounds it
     if seconds is not None and run.cluster is not None:
         seconds = Decimal(60 * math.ceil(seconds / 60))  # Slurm counts in whole minutes, rounded up
     estimate = _estimate(
@@ -141,7 +145,7 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
         units=units_per_node(job, run.price),
         jobs=run.trials,
         seconds=seconds,
-        attempts=1 + run.config.retry.times,
+        attempts=1 + max(run.config.retry.times, requeues or 0),
         run_id=run.id,
     )
     if not history:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nexa_infra.monitoring.costs import NEVER_STARTED, CostEstimate
 from nexa_infra.monitoring.report_markdown import to_markdown
-from nexa_infra.monitoring.report_model import CostReport, FailedTrial, RankedTrial, RunEnd
+from nexa_infra.monitoring.report_model import CostReport, FailedTrial, Measured, RankedTrial, RunEnd
 from nexa_infra.monitoring.report_terminal import to_terminal
 from nexa_infra.monitoring.report_text import money, ranges, shorten, shown
 from nexa_infra.runs.directory import RunDirectory
@@ -48,11 +48,13 @@ def build_report(
     stderr_tails: Mapping[int, str] | None = None,
     job_ids: Iterable[str] = (),
     accounted: bool = False,
+    measured: Measured | None = None,
 ) -> CostReport:
     """Build a run's report from its trials as `price_trials` has filled them in.
 
     `stderr_tails` holds the last text on standard error of trials that failed, by their index;
     `job_ids` are the run's arrays on its cluster. `accounted` says that its accounting counted them.
+    `measured` is what a training has written to metrics.jsonl.
     """
     trials = tuple(trials)
     objective = run.config.objective
@@ -99,6 +101,7 @@ def build_report(
         usd_per_trial_median=statistics.median(priced) if priced else None,
         wasted_usd=wasted,
         wasted_share=float(wasted / actual) if wasted is not None and actual else None,
+        measured=measured,
         objective=objective,
         unranked=sum(trial.state == "completed" and _metric(trial, objective) is None for trial in trials if objective),
         best=_best(trials, objective),
@@ -193,7 +196,8 @@ def _sound(text: str) -> str:
 
 def to_json(report: CostReport) -> str:
     """Write a report for programs: amounts as text, keys in the order of `CostReport`."""
-    return json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    data = report.model_dump(mode="json", exclude={"measured"} if report.measured is None else None)
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def to_table(report: CostReport, trials: Iterable[Trial]) -> list[Row]:

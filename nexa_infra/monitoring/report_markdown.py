@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from nexa_infra.monitoring import report_words as words
 from nexa_infra.monitoring.report_model import CostReport, RankedTrial
@@ -13,17 +14,33 @@ from nexa_infra.monitoring.report_text import (
     fence,
     link,
     markdown_table,
+    measured,
     money,
     rate,
 )
+from nexa_infra.runs.series import Progress
 
 # More parameters than this share one column.
 _MOST_COLUMNS = 6
 
 
-def to_markdown(report: CostReport) -> str:
-    """Write a report as Markdown with GitHub's tables, for Prefect's UI and for a file."""
-    return "\n".join((*_summary(report), *_cost(report), *_rankings(report), *_failures(report), *_next(report))) + "\n"
+def to_markdown(report: CostReport, pictures: Mapping[str, str] | None = None) -> str:
+    """Write a report as Markdown with GitHub's tables, for Prefect's UI and for a file.
+
+    `pictures` gives plots an address each, and leaves out the others; unset, plots are named by their files.
+    """
+    parts = (_summary(report), _metrics(report, pictures), _cost(report), _rankings(report), _failures(report))
+    return "\n".join((*chain.from_iterable(parts), *_next(report))) + "\n"
+
+
+def metrics_markdown(progress: Progress, warnings: Sequence[str] = ()) -> str:
+    """Write how a training is while it runs, as Markdown."""
+    share = "" if progress.share is None else f" ({progress.share:.0%})"
+    lines = [f"{escape(progress.place)}{share}", ""]
+    for told in warnings:
+        lines += [f"**Warning:** {escape(told, 400)}", ""]
+    rows = ((escape(name), measured(value)) for name, value in progress.latest.items())
+    return "\n".join((*lines, *markdown_table(("Metric", "Latest"), rows, right=(1,)))) + "\n"
 
 
 def _summary(report: CostReport) -> Iterator[str]:
@@ -41,6 +58,24 @@ def _summary(report: CostReport) -> Iterator[str]:
         ("Prefect", link(report.flow_run_url or "")),
     )
     yield from markdown_table(("Run", code(report.run_id)), [fact for fact in facts if fact[1]])
+
+
+def _metrics(report: CostReport, pictures: Mapping[str, str] | None) -> Iterator[str]:
+    if (found := report.measured) is None:
+        return
+    yield from ("", "## Metrics", "")
+    for told in found.warnings:
+        yield from (f"**Warning:** {escape(told, 400)}", "")
+    if not found.metrics:
+        return
+    yield from (f"At {words.place(found)}.", "")
+    header, rows = words.courses(found)
+    names = [escape(each.name) for each in found.metrics]
+    table = ([name, *row] for name, row in zip(names, rows, strict=True))
+    yield from markdown_table(["Metric", *header], table, right=range(1, len(header) + 1))
+    for each, name in zip(found.metrics, names, strict=True):
+        if each.plot is not None and (at := each.plot if pictures is None else pictures.get(each.plot)):
+            yield from ("", f"![{name} by {each.axis}]({at})")
 
 
 def _cost(report: CostReport) -> Iterator[str]:

@@ -46,6 +46,34 @@ class FailedTrial(Record):
     stderr_file: str | None = Field(description="where all of it is, on the host that ran it")
 
 
+class MeasuredMetric(Record):
+    """A metric of a training by step; null in place of a value is none, or no finite number."""
+
+    name: str
+    axis: str = Field(description="what steps are counted in: step, epoch, iteration, or line")
+    first: float | None
+    last: float | None = Field(description="the one that was written last")
+    last_step: float
+    min: float | None
+    min_step: float | None
+    max: float | None
+    max_step: float | None
+    best_step: float | None = Field(description="where it is best: by the objective, or, of a loss, lowest")
+    unsound: str | None = Field(description="that it is no finite number somewhere, in words")
+    plot: str | None = Field(description="its picture's file, from the run directory")
+
+
+class Measured(Record):
+    """What a training appended to metrics.jsonl."""
+
+    lines: int
+    axis: str | None = Field(description="what steps are counted in")
+    step: float | None = Field(description="where it stood at last")
+    total: float | None = Field(description="how far it was to go, by its own word")
+    metrics: tuple[MeasuredMetric, ...]
+    warnings: tuple[str, ...] = Field(description="what was wrong with them, by the config's health")
+
+
 class CostReport(Record):
     """What a run was going to cost, what it did cost, and what the money bought.
 
@@ -84,6 +112,10 @@ class CostReport(Record):
     usd_per_trial_median: Amount | None
     wasted_usd: Amount | None = Field(description="of attempts that did not complete")
     wasted_share: float | None = Field(description="that of the actual cost, 0 to 1")
+
+    measured: Measured | None = Field(
+        default=None, description="of a training that wrote metrics.jsonl; else this key is left out"
+    )
 
     objective: Objective | None
     unranked: int = Field(description="completed trials whose metric is missing or no finite number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from nexa_infra.monitoring import report_words as words
 from nexa_infra.monitoring.report_model import CostReport, RankedTrial
@@ -23,6 +24,7 @@ _INDENT = 2
 _LABELS = 14
 # A terminal is short: the report's files tell the others.
 _MOST_FAILED = 3
+_MOST_METRICS = 12
 _LAST_LINES = 4
 
 
@@ -31,7 +33,8 @@ def to_terminal(report: CostReport) -> str:
 
     Long values are shortened, but for commands: these are broken as a shell reads them.
     """
-    return "\n".join((*_summary(report), *_cost(report), *_rankings(report), *_failures(report), *_next(report))) + "\n"
+    parts = (_summary(report), _metrics(report), _cost(report), _rankings(report), _failures(report), _next(report))
+    return "\n".join(chain.from_iterable(parts)) + "\n"
 
 
 def _field(label: str, text: str) -> Iterator[str]:
@@ -62,6 +65,20 @@ def _summary(report: CostReport) -> Iterator[str]:
     if told := words.code_version(report):
         yield from _field("Code", told)
     yield from _field("Trials", words.states(report))
+
+
+def _metrics(report: CostReport) -> Iterator[str]:
+    if (found := report.measured) is None:
+        return
+    if told := words.place(found):
+        yield from ("", f"Metrics at {told}")
+        header, rows = words.courses(found)
+        shown = [[*row, each.name] for row, each in zip(rows, found.metrics, strict=True)]
+        yield from text_table([*header, "Metric"], shown[:_MOST_METRICS])
+        if len(shown) > _MOST_METRICS:
+            yield "  The others are in the report's files."
+    for told in found.warnings:
+        yield from ("", *wrap(f"Warning: {told}", COLUMNS))
 
 
 def _cost(report: CostReport) -> Iterator[str]:

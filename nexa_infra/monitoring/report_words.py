@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from nexa_infra.monitoring.report_model import CostReport, FailedTrial, RankedTrial
+from nexa_infra.monitoring.report_model import CostReport, FailedTrial, Measured, MeasuredMetric, RankedTrial
 from nexa_infra.monitoring.report_text import UNKNOWN, clean, counted, measured, money, quantity, rate, shown
 from nexa_infra.runs.record import Price
 from nexa_infra.runs.results import ENDED_BADLY
+from nexa_infra.runs.series import number
 from nexa_infra.spec.walltime import format_walltime
 
 HOW_TO_RANK = "To see the best trials, name a metric: objective: {metric: accuracy, goal: max}"
@@ -158,6 +159,38 @@ def parameter_columns(trials: Sequence[RankedTrial]) -> tuple[list[str], list[li
     return names, [
         [shown(trial.parameters[name]) if name in trial.parameters else "" for name in names] for trial in trials
     ]
+
+
+def place(found: Measured) -> str:
+    """Say where a training stood at last: `step 40 of 100, by 41 lines`; empty where it said nothing."""
+    if found.axis is None or found.step is None:
+        return ""
+    total = "" if found.total is None else f" of {number(found.total)}"
+    return f"{found.axis} {number(found.step)}{total}, by {counted(found.lines, 'line')}"
+
+
+def courses(found: Measured) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table of a training's metrics, but for their names."""
+    rows = [
+        [
+            measured(each.first),
+            _last(each),
+            measured(each.min),
+            _step(each.min_step, each.best_step),
+            measured(each.max),
+            _step(each.max_step, each.best_step),
+        ]
+        for each in found.metrics
+    ]
+    return ["First", "Last", "Lowest", "at", "Highest", "at"], rows
+
+
+def _last(metric: MeasuredMetric) -> str:
+    return "not finite" if metric.last is None else measured(metric.last)
+
+
+def _step(step: float | None, best: float | None) -> str:
+    return "" if step is None else f"{number(step)} (best)" if step == best else number(step)
 
 
 def commands(report: CostReport) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 import threading
@@ -13,22 +14,25 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_infra.errors import ConfigError, DetachedError, NexaError, Problem
-from nexa_infra.hosts.connections import kept_open
+from nexa_infra.errors import ConfigError, DetachedError, NexaError, Problem, SubmitError
+from nexa_infra.hosts.connections import host_of, kept_open
 from nexa_infra.operations import steps
 from nexa_infra.operations.endings import ending
+from nexa_infra.operations.fetch import fetch
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
 from nexa_infra.operations.steps import AnyCluster
 from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run, Submission
+from nexa_infra.scheduling.base import Admission
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from nexa_infra.monitoring.report import CostReport
 
+_logger = logging.getLogger(__name__)
 # How long after a first Ctrl-C a second one cancels what runs on a cluster, seconds.
 SECOND_WORD = 3.0
 
@@ -75,11 +79,16 @@ def launch_training_job(
     resume: str | None = None,
     budget_usd: float | Decimal | None = None,
     tell: Tell | None = None,
+    fetch_to: str | Path | None = None,
 ) -> ArtifactMeta:
-    """Run one training to its end and return what it made.
+    """Run one training to its end and return what it made, verified.
 
+    `fetch_to` is a folder on this machine: what the run has written is copied into it, under the run's id.
     `distributed=True` starts the script by torchrun, one process a GPU; `distributed=False` starts
     a torchrun config's script plainly. The rest is as in `launch_slurm_sweep`.
+
+    Raises:
+        ArtifactError: what it made is not, or no longer, what was written.
     """
     if resume is not None:
         run = prepare_resume(resume)
@@ -88,8 +97,11 @@ def launch_training_job(
     else:
         run = plan_training(config_path, distributed, cluster=cluster, overrides=overrides or (), budget_usd=budget_usd)
     _expect(run, "training")
-    _drive(run, tell)
-    return read_artifact(run)
+    with kept_open(run.cluster):
+        _drive(run, tell)
+        if fetch_to is not None:
+            return read_artifact(run, host_of(run.cluster), copy=fetch(run, to=Path(fetch_to)))
+        return read_artifact(run, host_of(run.cluster))
 
 
 def plan_sweep(
@@ -107,13 +119,16 @@ def plan_sweep(
 
 def plan_training(
     config: str | Path | TrainingConfig,
-    distributed: bool = False,
+    distributed: bool | None = None,
     *,
     cluster: AnyCluster | None = None,
     overrides: Sequence[str] = (),
     budget_usd: float | Decimal | None = None,
 ) -> Run:
-    """Plan a training, for a caller that wants to know its run before `follow_run`; nothing is written."""
+    """Plan a training, for a caller that wants to know its run before `follow_run`; nothing is written.
+
+    `distributed=None` starts it as its launcher says.
+    """
     run = steps.plan(config, cluster=cluster, overrides=overrides, budget_usd=budget_usd, distributed=distributed)
     _expect(run, "training")
     return run
@@ -122,7 +137,13 @@ def plan_training(
 def preview(run: Run) -> SlurmBatchArtifacts:
     """Show what a run would submit, for how much, and what its cluster says to it; nothing is changed anywhere."""
     with kept_open(run.cluster):
-        return preview_batch(run, steps.estimate_cost(run), steps.check(run))
+        try:
+            said = steps.check(run)
+        except SubmitError as error:
+            if run.cluster is not None:
+                raise
+            said = Admission(notes=(str(error),))  # it may be meant for another machine
+        return preview_batch(run, steps.estimate_cost(run), said)
 
 
 def follow_run(run: Run, *, tell: Tell | None = None) -> SlurmBatchArtifacts:
@@ -155,6 +176,9 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
             if own or ending(run, trials)[0] != "unfinished":
                 break
     report = await asyncio.to_thread(steps.report, run, trials)
+    tracked = await steps.track(run, trials, report)
+    if tracked is not None and tracked.warning:
+        _logger.warning("%s", tracked.warning)
     await asyncio.to_thread(steps.conclude, run, trials)
     return submitted_batch(run, estimate, submission, report)
 

@@ -17,9 +17,11 @@ from nexa_infra.monitoring.costs import seconds_of, unit_seconds
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
 from nexa_infra.operations.endings import how_ended
+from nexa_infra.operations.measured import progress_of
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
 from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
+from nexa_infra.runs.series import Progress
 from nexa_infra.scheduling.slurm.scheduler import charges_of
 from nexa_infra.scheduling.submit import submit_trials
 
@@ -37,6 +39,7 @@ class Status:
     at_least: bool = False  # whether an attempt's end was never seen, so that `usd` lacks it
     failed: tuple[tuple[int, TrialState], ...] = ()  # the trials that ended badly
     attempts: Mapping[int, list[Attempt]] | None = None  # None where they were not looked at
+    progress: Progress | None = None  # of a training that has said how far it is
 
 
 def home() -> Path:
@@ -58,7 +61,7 @@ def status(run: Run) -> Status:
     end, reason = ("running", None) if active else how_ended(run, counts)
     usd, at_least = _spent(run, attempts, active)
     failed = tuple((trial, state) for trial, state in enumerate(states) if state in ENDED_BADLY)
-    return Status(run, active, counts, end, reason, usd, at_least, failed, attempts)
+    return Status(run, active, counts, end, reason, usd, at_least, failed, attempts, progress_of(run))
 
 
 def recent(most: int = 20) -> Iterator[Status | tuple[Entry, Exception]]:

@@ -34,7 +34,7 @@ def terminal_line() -> Iterator[Tell]:
     from rich.table import Column
 
     columns = (
-        TextColumn("trials"),
+        TextColumn("{task.fields[what]}"),
         BarColumn(None, table_column=Column(ratio=1, max_width=24)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(table_column=Column(no_wrap=True)),
@@ -42,11 +42,19 @@ def terminal_line() -> Iterator[Tell]:
     )
     # The report that follows says all of it, so that the line goes away at the end.
     with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task("", total=None, what="trials")
 
         def tell(poll: Poll) -> None:
             told = ", ".join(f"{count:,} {state}" for state, count in poll.states.items() if state != "pending")
-            progress.update(bar, total=poll.total, completed=poll.over, description="; ".join([told, *poll.notes]))
+            what, done, total = "trials", float(poll.over), float(poll.total)
+            if (metrics := poll.progress) is not None:
+                told = f"{told}; {metrics}"
+                if metrics.total and not poll.over:
+                    what, done, total = f"{metrics.axis}s", metrics.step, metrics.total
+            words = "; ".join([told, *poll.notes])
+            progress.update(bar, total=total, completed=done, description=words, what=what)
+            for warning in poll.warnings:
+                progress.console.print(f"warning: {warning}", markup=False, highlight=False)
 
         yield tell
 
@@ -56,7 +64,7 @@ def _plain_lines() -> Tell:
 
     def say(poll: Poll) -> None:
         nonlocal told
-        if poll.over == poll.total or time.monotonic() - told >= QUIET_SECONDS:
+        if poll.over == poll.total or poll.warnings or time.monotonic() - told >= QUIET_SECONDS:
             told = time.monotonic()
             with suppress(OSError, ValueError):
                 sys.stderr.write(f"{poll}\n")

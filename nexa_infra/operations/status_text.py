@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -70,11 +71,23 @@ def _page(status: Status) -> Iterator[str]:
     yield from _field("Created", f"{run.created_at:%Y-%m-%d %H:%M:%S} UTC, {age(_age(status))} ago")
     counts = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in status.states.items() if count)
     yield from _field("Trials", f"{run.trials:,}: {counts}")
+    yield from _metrics(status)
     ceiling = steps.estimate_cost(run).ceiling_usd
     yield from _field("Cost", f"{_usd(status)}, {'no ceiling' if ceiling is None else f'at most {money(ceiling)}'}")
     yield from _submissions(status)
     yield from _failed(status)
     yield from _next(status)
+
+
+def _metrics(status: Status) -> Iterator[str]:
+    if (found := status.progress) is None:
+        return
+    share = "" if found.share is None else f" ({found.share:.0%})"
+    since = "" if found.moment is None else f", {age(time.time() - found.moment)} ago"
+    yield from _field("Metrics", f"{found.place}{share}{since}")
+    values = [f"{name} {value:.4g}" for name, value in found.latest.items()]
+    for line in wrap(", ".join(values), COLUMNS - _INDENT, lines=4):
+        yield f"  {'':<{_INDENT - 2}}{line}"
 
 
 def _submissions(status: Status) -> Iterator[str]:
@@ -119,7 +132,7 @@ def _next(status: Status) -> Iterator[str]:
         yield from ("", "See why, or run the failed trials again:")
         yield f"  nexa-infra logs {run.id} {status.failed[0][0]} --stderr"
         yield f"  nexa-infra retry {run.id}"
-    if status.end in {"unfinished", "cancelled"}:
+    if status.end in {"unfinished", "cancelled"} or (status.end == "failed" and not status.failed):
         yield from ("", "Run the unfinished trials:", f"  nexa-infra resume {run.id}")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
 import secrets
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
@@ -30,8 +32,10 @@ from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
 from nexa_infra.monitoring.prices import PriceBook, price_for
 from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown
 from nexa_infra.monitoring.report_text import money
-from nexa_infra.operations.endings import ending, failed, failure, last_words
+from nexa_infra.operations.endings import ending, explained, failed, failure, last_words
+from nexa_infra.operations.measured import measured_of, write_plots
 from nexa_infra.operations.sync import repository_of, sync_repository
+from nexa_infra.operations.tracking import Tracked, log_to_mlflow
 from nexa_infra.runs.artifact import write_artifact
 from nexa_infra.runs.directory import RunDirectory, write_atomically
 from nexa_infra.runs.index import register
@@ -45,6 +49,7 @@ from nexa_infra.scheduling.submit import submit_run
 from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
+from nexa_infra.spec.launcher import Launcher
 from nexa_infra.spec.load import code_root, load_cluster, problem_at, read_config
 from nexa_infra.spec.policy import Budget
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
@@ -184,7 +189,10 @@ def _hold_budget(run: Run, estimate: CostEstimate) -> None:
     limit = run.config.budget.limit_usd
     if limit is None:
         return
-    if estimate.ceiling_usd is None:
+    if estimate.ceiling_usd is None and run.config.checkpoint.most_requeues is None:
+        reason = f"chain_until_done has no end, so no ceiling can be held against the budget of {money(limit)}"
+        remedy = "set checkpoint.requeue to the most links of the chain"
+    elif estimate.ceiling_usd is None:
         reason = f"job.time is {run.config.job.time}, so no ceiling can be held against the budget of {money(limit)}"
         remedy = "set job.time to a walltime"
     elif estimate.ceiling_usd > limit:
@@ -230,8 +238,10 @@ def render(run: Run) -> Run:
     if run.snapshot is None:
         raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")
     _make_directory(run)
-    gpu = check(run).gpu
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=gpu)
+    said = check(run)
+    script = render_script(
+        run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu, walltime=said.walltime
+    )
     write_script(run.files, script)
     if not run.files.code.is_symlink():
         run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
@@ -259,7 +269,11 @@ def look(run: Run) -> tuple[Trial, ...]:
     scheduler = scheduler_of(run)
     scheduler.bring(run)
     tasks = scheduler.tasks(run)
-    return price_trials(run, read_trials(run.files, run.config.trials, tasks), charges_of(run))
+    trials = price_trials(run, read_trials(run.files, run.config.trials, tasks), charges_of(run))
+    if run.config.launcher.type == "torchrun" and (bad := failed(trials)[:MOST_TAILS]):
+        scheduler.bring_ranks(run, [(trial.index, trial.attempt) for trial in bad])
+        return explained(run, trials)
+    return trials
 
 
 def collect(run: Run) -> tuple[Trial, ...]:
@@ -285,6 +299,7 @@ def build(run: Run, trials: Sequence[Trial]) -> CostReport:
         stderr_tails=tails,
         job_ids=[each.job_id for each in read_submissions(run.files) if each.job_id],
         accounted=bool(charges_of(run)),
+        measured=measured_of(run, trials),
     )
 
 
@@ -302,12 +317,22 @@ def write(run: Run, trials: Sequence[Trial], found: CostReport) -> None:
 
 
 def _write_report(run: Run, found: CostReport) -> None:
+    write_plots(run, found)
     write_atomically(run.files.report_markdown, to_markdown(found))
     write_atomically(run.files.report_json, to_json(found))
     if not run.files.refused.exists():
         # A cluster that cannot be reached now gets it another time: it is here.
         with suppress(HostError):
             scheduler_of(run).publish(run)
+
+
+async def track(run: Run, trials: Sequence[Trial], found: CostReport) -> Tracked | None:
+    """Log the run's trials to MLflow, where its config asks for it; what ails the tracker is told, and ends nothing."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(log_to_mlflow, run, trials, found, stop)
+    finally:
+        stop.set()
 
 
 def conclude(run: Run, trials: Sequence[Trial]) -> None:
@@ -391,8 +416,11 @@ def _distributed(
         message = "distributed needs a Python script or module, not a command"
         raise ConfigError(problem_at(file, "launcher.type", message))
     if distributed and launcher.type == "python":
-        processes = ("--standalone", f"--nproc-per-node={max(1, config.job.gpus)}")
-        launcher = launcher.model_copy(update={"type": "torchrun", "extra_args": processes})
+        if launcher.extra_args:
+            message = "are the interpreter's own, which torchrun does not take: remove them, or write type: torchrun"
+            raise ConfigError(problem_at(file, "launcher.extra_args", message))
+        launcher = launcher.model_copy(update={"type": "torchrun", "extra_args": ()})
     elif not distributed and launcher.type == "torchrun":
-        launcher = launcher.model_copy(update={"type": "python", "extra_args": ()})
+        kept = launcher.model_dump(include={"script", "module", "argument_style"})
+        launcher = Launcher(type="python", **kept)
     return config.model_copy(update={"launcher": launcher})

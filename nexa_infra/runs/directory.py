@@ -65,9 +65,21 @@ class RunDirectory:
         """What a trial measured, as a JSON object."""
         return self.trial(index) / "metrics.json"
 
+    def metrics_log(self, index: int) -> Path:
+        """What a trial measures while it runs, a JSON object a line."""
+        return self.trial(index) / "metrics.jsonl"
+
     def tail(self, index: int, attempt: int) -> Path:
         """The last words of an attempt, in a client's copy of a run directory, which holds no whole logs."""
         return self.path / "tails" / f"{index}-{attempt}"
+
+    def ranks(self, index: int, attempt: int) -> Path:
+        """What the ranks of an attempt that torchrun started have left: rank-N.log, and node-N, what each node saw."""
+        return self.trial(index) / f"attempt-{attempt}"
+
+    def rank_tails(self, index: int, attempt: int) -> Path:
+        """The same of a failed attempt, in a client's copy: the logs' ends."""
+        return self.path / "tails" / f"{index}-{attempt}.ranks"
 
     @property
     def accounting(self) -> Path:
@@ -100,6 +112,16 @@ class RunDirectory:
         return self.path / "refused"
 
     @property
+    def stalls(self) -> Path:
+        """When a training's metrics have stood still for too long: a line each, as it was said."""
+        return self.path / "stalls"
+
+    @property
+    def plots(self) -> Path:
+        """A training's metrics by step, an SVG file each."""
+        return self.path / "plots"
+
+    @property
     def results(self) -> Path:
         """The trials as a table."""
         return self.path / "results.csv"
@@ -108,6 +130,16 @@ class RunDirectory:
     def report_json(self) -> Path:
         """The cost report, for programs."""
         return self.path / "cost_report.json"
+
+    @property
+    def manifest(self) -> Path:
+        """What a training made: each file's SHA-256, bytes and path."""
+        return self.path / "manifest.txt"
+
+    @property
+    def artifact(self) -> Path:
+        """What a training made, as a whole: written last."""
+        return self.path / "artifact.json"
 
     @property
     def report_markdown(self) -> Path:

@@ -53,6 +53,8 @@ class Attempt:
     ended: float | None = None
     exit_code: int | None = None
     signal: str | None = None  # what the wrapper was sent and passed on: TERM, USR2, …
+    logged: int = 0  # what metrics.jsonl held before it started, bytes
+    cause: str | None = None  # what ended it, by its script: timeout, preempted, or stuck: a chain without a checkpoint
 
     @property
     def seconds(self) -> float:
@@ -102,6 +104,9 @@ class Trial:
         return sum(attempt.seconds for attempt in self.attempts)
 
 
+_STATUS_WORDS = ("start\t", "end\t", "log\t", "why\t")
+
+
 def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
     """Read every attempt from the status files: trial -> attempts, in order.
 
@@ -109,20 +114,27 @@ def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
     """
     starts: dict[tuple[int, int], tuple[float, str]] = {}
     ends: dict[tuple[int, int], tuple[float, int, str | None]] = {}
+    logged: dict[tuple[int, int], int] = {}
+    causes: dict[tuple[int, int], str] = {}
     for line in _status_lines(directory.status):
         # What a crash tore has no newline, so the next line stands behind it, on the same one.
-        words = line[max(line.rfind("start\t"), line.rfind("end\t"), 0) :].split("\t")
+        words = line[max(0, *(line.rfind(word) for word in _STATUS_WORDS)) :].split("\t")
         try:
             key = (int(words[1]), int(words[2]))
             if words[0] == "start":
                 starts[key] = (float(words[3]), words[4])
             elif words[0] == "end":
                 ends[key] = (float(words[3]), int(words[4]), words[5] or None)
+            elif words[0] == "log":
+                logged[key] = int(words[3])
+            elif words[0] == "why":
+                causes[key] = words[3]
         except (ValueError, IndexError):
             continue
     trials: dict[int, list[Attempt]] = {}
     for key in sorted(starts):
-        attempt = Attempt(*key, *starts[key], *ends.get(key, (None, None, None)))
+        ended, code, caught = ends.get(key, (None, None, None))
+        attempt = Attempt(*key, *starts[key], ended, code, caught, logged.get(key, 0), causes.get(key))
         trials.setdefault(key[0], []).append(attempt)
     return trials
 
@@ -158,6 +170,13 @@ _BY_SCHEDULER: dict[str, TrialState] = {
 }
 
 
+# What a script says of a trial that it has warned, or that gave way.
+_BY_CAUSE: dict[str, tuple[TrialState, str]] = {
+    "timeout": ("timeout", "ended after the warning that its walltime would soon be over"),
+    "preempted": ("preempted", "gave way to a job with a better claim"),
+    "stuck": ("failed", "came to its walltime without a new checkpoint: chained on, it would never end"),
+}
+
 # Ends that the scheduler brings about, whatever the program's exit code.
 _BY_FORCE: frozenset[TrialState] = frozenset(
     {"timeout", "out_of_memory", "preempted", "node_fail", "boot_fail", "deadline"}
@@ -174,6 +193,8 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
     if last is None or (task is not None and task.attempt > last.number):
         # The newest attempt has not started.
         return "cancelled" if cancelled and said in {None, "pending"} else said or "pending"
+    if last.cause is not None and said != "cancelled" and (last.ended is not None or said in {None, "failed"}):
+        return _BY_CAUSE.get(last.cause, ("failed", ""))[0]
     if last.ended is None or last.signal == "KILL":
         return said if said and said != "pending" else "interrupted"
     if "TERM" in (last.signal or "").split():
@@ -210,6 +231,9 @@ def read_trials(directory: RunDirectory, sweep: SweepDefinition, tasks: Mapping[
         words = task.words if task is not None and state not in {"completed", "running"} else ""
         if state == "failed" and tried and tried[-1].exit_code is not None and tried[-1].signal != "KILL":
             words = ""  # the program's own exit code says more than what became of it on its way to the scheduler
+        cause = tried[-1].cause if tried else None
+        if cause in _BY_CAUSE and state == _BY_CAUSE[cause][0]:
+            words = _BY_CAUSE[cause][1]
         yield Trial(index, trial_hash(parameters), parameters, state, tried, metrics=metrics, reason=words)
 
 

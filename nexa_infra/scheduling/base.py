@@ -30,6 +30,7 @@ class Admission:
     starts: str | None = None  # when the first trial would start, in words
     gpu: str | None = None  # the site's own name for the GPU that is asked for
     billing: int | None = None  # the billing units of one trial, by the partition's weights
+    walltime: str | None = None  # the partition's limit, where a chain's job asks for more
 
 
 class Scheduler(Protocol):
@@ -83,6 +84,9 @@ class Scheduler(Protocol):
 
     def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
         """Bring the last words of some attempts, each `(trial, attempt)`."""
+
+    def bring_ranks(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
+        """Bring what the ranks of some attempts that torchrun started have left, each `(trial, attempt)`."""
 
     def publish(self, run: Run) -> None:
         """Leave the report beside what it reports on."""

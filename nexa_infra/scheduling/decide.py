@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,19 @@ class Policy:
     retries: int = 0
     retry_on: frozenset[str] = frozenset()
     max_failures: int | None = None
+    requeues: int | None = 0  # how often a trial that ran out of time, or gave way, may go on; None: as it takes
+    nan: Literal["warn", "stop", "ignore"] = "warn"  # where a training's loss is no finite number
+    silence: float | None = None  # how long a training's metrics may stand still, seconds; None is for ever
+    stalled: Literal["warn", "stop"] = "warn"
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What a training's metrics say of its newest attempt."""
+
+    unsound: Mapping[str, str] = field(default_factory=dict)  # metric -> what of it is no finite number, a sentence
+    silent: float | None = None  # seconds since the last new line; None where it does not run
+    step: str = ""  # where it stands: step 40/100; empty where it has said nothing
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class State:
     states: tuple[str, ...]
     attempts: Mapping[int, int] = field(default_factory=dict)
     cancelled: bool = False
+    vitals: Vitals = field(default_factory=Vitals)
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,10 @@ def decide(state: State, policy: Policy) -> Action:
     """
     if state.cancelled:
         return Wait() if state.active else Finish()
-    failed = [index for index, said in enumerate(state.states) if said in policy.retry_on]
-    final = sum(said in _BAD for said in state.states) - len(again := [i for i in failed if _left(state, policy, i)])
+    if state.active and (reason := _ill(state.vitals, policy)) is not None:
+        return Stop(reason)
+    again = [index for index in range(len(state.states)) if _left(state, policy, index)]
+    final = sum(said in _BAD for said in state.states) - len(again)
     if policy.max_failures is not None and final >= policy.max_failures:
         counted = "1 trial" if final == 1 else f"{final} trials"
         reason = f"{counted} failed, and retry.max_failures is {policy.max_failures}"
@@ -73,8 +90,35 @@ def decide(state: State, policy: Policy) -> Action:
     return Finish()
 
 
+def stalled(vitals: Vitals, policy: Policy) -> str | None:
+    """Say that a training's metrics have stood still for too long; None where they have not."""
+    if policy.silence is None or vitals.silent is None or vitals.silent < policy.silence:
+        return None
+    since = f"since {vitals.step}" if vitals.step else "since it started"
+    return f"no new line of metrics {since}, for {policy.silence:,.0f} s"
+
+
+def _ill(vitals: Vitals, policy: Policy) -> str | None:
+    """Say why a training is to be ended for its metrics."""
+    if policy.nan == "stop" and vitals.unsound:
+        return f"{next(iter(vitals.unsound.values()))}, and health.nan is stop"
+    if policy.stalled == "stop" and (told := stalled(vitals, policy)) is not None:
+        return f"{told}, and health.stalled is stop"
+    return None
+
+
 _BAD = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "boot_fail", "deadline", "preempted"})
 
 
+# Ends of a trial that has been interrupted, and goes on from its checkpoint.
+_INTERRUPTED = frozenset({"timeout", "preempted"})
+
+
 def _left(state: State, policy: Policy, index: int) -> bool:
-    return 0 < state.attempts.get(index, 0) <= policy.retries
+    """Say whether a trial that ended badly has an attempt left."""
+    said, used = state.states[index], state.attempts.get(index, 0)
+    if not used:
+        return False
+    if said in _INTERRUPTED and (policy.requeues is None or used <= policy.requeues):
+        return True
+    return said in policy.retry_on and used <= policy.retries

@@ -21,6 +21,7 @@ from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
 from nexa_infra.runs.results import TaskState
 from nexa_infra.scheduling import supervisor
 from nexa_infra.scheduling.base import Admission, Queue
+from nexa_infra.scheduling.needs import lacking_here
 from nexa_infra.spec.job import SlurmJob
 
 
@@ -47,6 +48,7 @@ class LocalScheduler:
             "tasks": submission.trials,
             "parallel": parallelism(job, gpus),
             "walltime": job.walltime.total_seconds() if job.walltime else None,
+            "warning": run.config.checkpoint.warning_seconds if run.config.checkpoint.resumes else None,
             "kill_wait": self.kill_wait,
             "gpus": gpus if len(gpus) >= job.gpus else [],
             "gpus_per_task": job.gpus,
@@ -75,8 +77,11 @@ class LocalScheduler:
         _followed[run.id] = started
         return submission.model_copy(update={"job_id": str(answer["array"])})
 
-    def check(self, run: Run) -> Admission:  # noqa: ARG002
-        """See `Scheduler.check`: what a machine lacks, its trials say."""
+    def check(self, run: Run) -> Admission:
+        """Ask for what can be known before a trial runs; see `Scheduler.check`."""
+        if wrong := lacking_here(run, _inherited()):
+            told = "".join(f"\n  {each}" for each in wrong)
+            raise SubmitError(f"this machine cannot run {run.config.job.name}; nothing was copied or started:{told}")
         return Admission()
 
     def prepare(self, run: Run) -> None:
@@ -98,6 +103,9 @@ class LocalScheduler:
 
     def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
         """See `Scheduler.bring_words`: they are here."""
+
+    def bring_ranks(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
+        """See `Scheduler.bring_ranks`: they are here."""
 
     def publish(self, run: Run) -> None:
         """See `Scheduler.publish`: it is there."""
@@ -240,12 +248,17 @@ def _hand_over(started: subprocess.Popen[str], order: dict[str, Any]) -> dict[st
         stderr.close()
 
 
+def _inherited() -> dict[str, str]:
+    """Return what tasks take from the client's own environment; its interpreter comes first."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    return {**inherited, "PATH": path}
+
+
 def _environment(run: Run, submission: Submission) -> dict[str, str]:
     """Return the environment of every task: the client's own, and what Slurm would set."""
     job = run.config.job
     node = socket.gethostname()
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
-    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
     last = submission.trials - 1
     slurm = {
         "JOB_NAME": submission.token,
@@ -266,8 +279,7 @@ def _environment(run: Run, submission: Submission) -> dict[str, str]:
         "SUBMIT_HOST": node,
     }
     return {
-        **inherited,
-        "PATH": path,
+        **_inherited(),
         **{f"SLURM_{name}": str(value) for name, value in slurm.items()},
         "SLURMD_NODENAME": node,
         "NEXA_SCHEDULER": "local",

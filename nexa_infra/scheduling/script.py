@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from nexa_infra.hosts.shell import join, quote, quote_line, quote_path
 from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.scheduling.torchrun import GANG_SCRIPT, Gang, chooses_place, gang_of, gang_script
+from nexa_infra.scheduling.trackers import config_entries, tracking_lines
 from nexa_infra.spec.launcher import Launcher, argument, pieces, placeholders, written
+from nexa_infra.spec.policy import Checkpoint
 from nexa_infra.spec.sweep import Point
 
 if TYPE_CHECKING:
@@ -53,16 +56,19 @@ def render_script(
     run_dir: str,
     cluster: Cluster | None = None,
     gpu: str | None = None,
+    walltime: str | None = None,
 ) -> Script:
     """Render a run's array script; `run_dir` is the run directory's absolute path on its host.
 
     The cluster's partition and account stand in where the job names none; `gpu` is the site's own name
-    for the type of the GPUs that the job counts.
+    for the type of the GPUs that the job counts, `walltime` its limit, where the job asks for more.
     """
-    sweep, launcher, job = config.trials, config.launcher, config.job
+    sweep, launcher = config.trials, config.launcher
+    job = config.job if walltime is None else config.job.model_copy(update={"time": walltime})
     template = launcher.template(sweep.base_args)
     placed = sorted(placeholders(template))
-    encode = _Encoder(launcher, {name: number for number, name in enumerate(placed)})
+    told = config.tracking is not None and config.tracking.wandb is not None
+    encode = _Encoder(launcher, {name: number for number, name in enumerate(placed)}, told=told)
     axes = []
     tables: dict[str, Callable[[], Iterator[str]]] = {}
     for number, axis in enumerate(sweep.axes):
@@ -76,9 +82,12 @@ def render_script(
     if sweep.survivors is not None:
         survivors = sweep.survivors
         tables[SURVIVORS] = lambda: (str(index) for index in survivors)
+    gang = gang_of(launcher, job)
+    if gang is not None:
+        tables[GANG_SCRIPT] = lambda: iter(gang_script().splitlines())
     count = len(sweep)
     text = _template().render(
-        options=tuple(sbatch_options(job, cluster, gpu)),
+        options=(*sbatch_options(job, cluster, gpu), *_interruption(config.checkpoint, gang)),
         title=f"{job.name}: {count:,} {'trials' if count > 1 else 'trial'}, run {run_id}",
         array=array_spec(count, job.array_parallelism),
         run_id=run_id,
@@ -91,8 +100,19 @@ def render_script(
         template=" ".join(encode.word(word) for word in template),
         env=tuple({**job.env, **sweep.env}.items()),
         env_file=job.env_file,
+        tracking=tuple(tracking_lines(config, run_id)),
+        told=told,
         setup=tuple(setup_lines(job.setup)),
-        threads=job.cpus_per_task if "cpus_per_task" in job.model_fields_set else None,
+        threads=job.cpus_per_task if "cpus_per_task" in job.model_fields_set and gang is None else None,
+        gang=gang,
+        meets=gang is not None and gang.nodes > 1 and not chooses_place(launcher),
+        checkpoints=_checkpoints(config.checkpoint, run_id),
+        # A trial of a large sweep that keeps none gets no folder for them.
+        checkpointed=gang is not None or config.kind == "training" or config.checkpoint != Checkpoint(),
+        resumes=config.checkpoint.resumes,
+        most=config.checkpoint.most_requeues,
+        chain=config.checkpoint.chain_until_done,
+        warning=config.checkpoint.warning_seconds,
     )
     return Script(text, tables)
 
@@ -137,6 +157,22 @@ def sbatch_options(job: SlurmJob, cluster: Cluster | None = None, gpu: str | Non
             yield f"--{name}={_sbatch_quote(str(value))}"
 
 
+def _interruption(checkpoint: Checkpoint, gang: Gang | None) -> Iterator[str]:
+    """Yield the options by which a job is warned and may go back into the queue, or outlives a node."""
+    if checkpoint.resumes:
+        yield "--requeue"
+        yield f"--signal=B:USR1@{checkpoint.warning_seconds}"
+    if gang is not None and gang.elastic:
+        yield "--no-kill"
+
+
+def _checkpoints(checkpoint: Checkpoint, run_id: str) -> str:
+    """Return bash for the folder of a trial's checkpoints."""
+    if checkpoint.dir is None:
+        return "$nexa_trial_dir/checkpoints"
+    return f"{quote_path(checkpoint.dir.rstrip('/'))}/{quote(run_id)}/$nexa_trial"
+
+
 def setup_lines(setup: Setup) -> Iterator[str]:
     """Yield the lines of bash that make a trial's environment; each stops the trial where it fails."""
     if setup.modules:
@@ -157,11 +193,12 @@ def setup_lines(setup: Setup) -> Iterator[str]:
 
 
 class _Encoder:
-    """Writes parameters as bash that fills `args`, or the variable of a placeholder."""
+    """Writes parameters as bash that fills `args`, or the variable of a placeholder; with `told` W&B's config, too."""
 
-    def __init__(self, launcher: Launcher, placed: dict[str, int]) -> None:
+    def __init__(self, launcher: Launcher, placed: dict[str, int], *, told: bool = False) -> None:
         self._style = launcher.argument_style
         self._placed = placed
+        self._told = told
 
     def point(self, point: Point) -> str:
         """Return one line that sets what a point sets."""
@@ -174,6 +211,8 @@ class _Encoder:
                 words.extend(argument(name, value, self._style))
         if words:
             lines.append(f"nexa_args+=({' '.join(quote_line(word) for word in words)})")
+        if self._told and (entries := config_entries(point)):
+            lines.append(entries)
         return " ".join(lines) or ":"
 
     def word(self, word: str) -> str:

@@ -35,6 +35,7 @@ class Supervisor:
         self.tasks: int = order["tasks"]
         self.parallel: int = order["parallel"]
         self.walltime: float | None = order["walltime"]
+        self.warning: float | None = order["warning"]  # seconds before the walltime
         self.kill_wait: float = order["kill_wait"]
         self.gpus: list[str] = order["gpus"]
         self.gpus_per_task: int = order["gpus_per_task"]
@@ -45,6 +46,7 @@ class Supervisor:
         self.running: dict[int, int] = {}  # pid -> task
         self.granted: dict[int, list[str]] = {}  # task -> GPUs
         self.deadlines: dict[int, float] = {}  # pid -> moment of its next signal
+        self.warnings: dict[int, float] = {}  # pid -> moment of its warning
         self.timed_out: set[int] = set()
         self.stopping: str | None = None
         self.stop_deadline = 0.0
@@ -99,6 +101,8 @@ class Supervisor:
         self.running[pid] = task
         if self.walltime is not None:
             self.deadlines[pid] = time.monotonic() + self.walltime
+            if self.warning is not None:
+                self.warnings[pid] = self.deadlines[pid] - self.warning
 
     def _reap(self) -> None:
         while True:
@@ -112,6 +116,7 @@ class Supervisor:
             if task is None:
                 continue
             self.deadlines.pop(pid, None)
+            self.warnings.pop(pid, None)
             self.gpus.extend(self.granted.pop(task, ()))
             self._end_left_behind(task)
             code = os.waitstatus_to_exitcode(status)
@@ -142,6 +147,10 @@ class Supervisor:
         if self.stopping and now >= self.stop_deadline:
             kill(descendants(os.getpid()))
             self.stop_deadline = now + 0.1
+        for pid, moment in list(self.warnings.items()):
+            if now >= moment:
+                del self.warnings[pid]
+                send(pid, signal.SIGUSR1)
         for pid, moment in list(self.deadlines.items()):
             if now < moment:
                 continue
@@ -155,7 +164,7 @@ class Supervisor:
                 send(pid, signal.SIGTERM)
 
     def _patience(self) -> float:
-        moments = list(self.deadlines.values()) + ([self.stop_deadline] if self.stopping else [])
+        moments = [*self.deadlines.values(), *self.warnings.values()] + ([self.stop_deadline] if self.stopping else [])
         wait = min(moments) - time.monotonic() if moments else 1.0
         return min(max(wait, 0.0), 1.0)
 

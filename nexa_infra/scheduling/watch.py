@@ -13,9 +13,11 @@ from nexa_infra.errors import HostError, UnknownStateError
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import read_states
+from nexa_infra.runs.series import Progress
 from nexa_infra.scheduling.base import Queue, Scheduler
 from nexa_infra.scheduling.decide import Action, Finish, Policy, State, Stop, Submit, Wait, decide
 from nexa_infra.scheduling.submit import submit_trials
+from nexa_infra.scheduling.vitals import MetricsWatch, health_of
 from nexa_infra.settings import settings
 
 # A run's age over the longest sensible time between two polls of it.
@@ -34,6 +36,8 @@ class Poll:
     states: Mapping[str, int]
     seconds: float
     notes: tuple[str, ...] = ()  # what keeps it from going on, where a person should know
+    progress: Progress | None = None  # of a training that has said how far it is
+    warnings: tuple[str, ...] = ()  # what is wrong with its metrics; each is said once
 
     @property
     def over(self) -> int:
@@ -43,7 +47,8 @@ class Poll:
     def __str__(self) -> str:
         parts = [f"{count:,} {state}" for state, count in self.states.items() if count]
         told = f"{self.over:,}/{self.total:,} trials over in {self.seconds:.0f} s: {', '.join(parts) or 'none yet'}"
-        return "; ".join([told, *self.notes])
+        progress = [str(self.progress)] if self.progress is not None else []
+        return "; ".join([told, *progress, *self.notes, *self.warnings])
 
 
 async def follow(
@@ -59,6 +64,7 @@ async def follow(
         UnknownStateError: nobody could say how the run stands, or nothing of it can ever start; it is left as it is.
     """
     policy = policy_of(run)
+    metrics = MetricsWatch(run)
     started = answered = time.monotonic()
     seen: Queue | None = None
     told: Counter[str] = Counter()
@@ -76,7 +82,8 @@ async def follow(
                     raise UnknownStateError(
                         f"run {run.id}: {error}. Its jobs are left as they are; `nexa-infra resume {run.id}` goes on"
                     ) from error
-                yield Poll(run.trials, told, looked - started, (f"not known for {silent:.0f} s: {error}",))
+                words = (f"not known for {silent:.0f} s: {error}",)
+                yield Poll(run.trials, told, looked - started, words, metrics.progress)
                 await asyncio.sleep(min(max(period, 1.0), 30.0))
                 continue
             answered = time.monotonic()
@@ -87,14 +94,19 @@ async def follow(
                 )
             action: Action = Wait()
             # Trials may end, and one array task start another, without a change in the queue's numbers.
-            if queue != seen or not queue.active or looked - read > READ_SECONDS:
+            due = queue != seen or not queue.active or looked - read > READ_SECONDS
+            moved = metrics.health is not None and await asyncio.to_thread(metrics.read)
+            if due or metrics.health is not None:
                 seen = queue
-                begun = read = time.monotonic()
-                state = await asyncio.to_thread(read_state, run, scheduler, queue)
+                begun = time.monotonic()
+                read = begun if due else read
+                state = await asyncio.to_thread(read_state, run, scheduler, queue, metrics)
                 reading = time.monotonic() - begun
-                if (counts := Counter(state.states)) != told or queue.notes:
+                warnings = metrics.warnings(state.vitals, policy)
+                if (counts := Counter(state.states)) != told or (due and queue.notes) or moved or warnings:
                     told = counts
-                    yield Poll(run.trials, counts, time.monotonic() - started, queue.notes)
+                    since = time.monotonic() - started
+                    yield Poll(run.trials, counts, since, queue.notes, metrics.progress, warnings)
                 action = decide(state, policy)
                 if all(said == "completed" for said in state.states):
                     done = done or time.monotonic()
@@ -124,15 +136,20 @@ def stop(run: Run, scheduler: Scheduler, reason: str, *, by: Literal["person", "
     scheduler.cancel(run)
 
 
-def read_state(run: Run, scheduler: Scheduler, queue: Queue) -> State:
+def read_state(run: Run, scheduler: Scheduler, queue: Queue, metrics: MetricsWatch) -> State:
     """Read what `decide` decides over; the queue was asked first, so nothing that ended since is missed."""
-    states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
+    tasks = scheduler.tasks(run)
+    states, attempts = read_states(run.files, run.trials, tasks)
     used = {trial: tried[-1].number for trial, tried in attempts.items()}
-    return State(queue.active, tuple(states), used, cancelled=run.files.cancelled.exists())
+    vitals = metrics.vitals(states, attempts, tasks)
+    return State(queue.active, tuple(states), used, cancelled=run.files.cancelled.exists(), vitals=vitals)
 
 
 def policy_of(run: Run) -> Policy:
     """Return what a run's config lets it do by itself."""
-    retry = run.config.retry
+    retry, requeues = run.config.retry, run.config.checkpoint.most_requeues
     names = {"oom": "out_of_memory"}
-    return Policy(retry.times, frozenset(names.get(word, word) for word in retry.on), retry.max_failures)
+    on = frozenset(names.get(word, word) for word in retry.on)
+    if (health := health_of(run)) is None:
+        return Policy(retry.times, on, retry.max_failures, requeues)
+    return Policy(retry.times, on, retry.max_failures, requeues, health.nan, health.silence, health.stalled)

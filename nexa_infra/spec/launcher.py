@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from nexa_infra.spec.fields import KeyPath, Line, Misfit, Spec, Value, Words, suggestion
+from nexa_infra.spec.fields import Count, KeyPath, Line, Misfit, Spec, Value, WholeNumber, Words, suggestion
+from nexa_infra.spec.torchrun import (
+    OPTIONS_OWNED,
+    as_endpoint,
+    as_nodes,
+    as_processes,
+    node_range,
+    option_name,
+)
+
+# What only torchrun takes.
+TORCHRUN_KEYS = (
+    "nproc_per_node",
+    "nnodes",
+    "max_restarts",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "rdzv_timeout",
+    "interface",
+)
 
 ArgumentStyle = Literal["--name value", "--name=value", "name=value"]
 
@@ -25,11 +44,33 @@ class Launcher(Spec):
     command: Words = Field(default=(), description="the program and its first arguments, for type: command")
     extra_args: Words = Field(default=(), description="arguments of python or torchrun itself, before the script")
     python: Line = Field(default="python3", description="the interpreter, for type: python")
+    nproc_per_node: Annotated[str | int, BeforeValidator(as_processes)] = Field(
+        default="auto",
+        description="torchrun: processes a node: a number, gpu (one a GPU granted), cpu (one a core), or auto: one a "
+        "GPU, without GPUs one a task",
+    )
+    nnodes: Annotated[str | None, BeforeValidator(as_nodes)] = Field(
+        default=None, description="torchrun: MIN:MAX lets the run go on with fewer nodes; unset, all of job.nodes"
+    )
+    max_restarts: WholeNumber = Field(
+        default=0, description="torchrun: how often the processes start again after one failed"
+    )
+    rdzv_backend: Literal["c10d", "static"] = Field(
+        default="c10d", description="torchrun: how the nodes find each other"
+    )
+    rdzv_endpoint: Annotated[str | None, BeforeValidator(as_endpoint)] = Field(
+        default=None, description="torchrun: HOST:PORT where they meet; unset, a free port of the job's first node"
+    )
+    rdzv_timeout: Count = Field(default=600, description="torchrun: seconds until nodes that do not come are given up")
+    interface: Line | None = Field(
+        default=None, description="torchrun: the network interface of NCCL and Gloo, such as ib0"
+    )
     argument_style: ArgumentStyle = Field(default="--name value", description="how a parameter is written in argv")
 
     @model_validator(mode="after")
     def _one_program(self) -> Self:
         wrong = list(self._wrong_for_command() if self.type == "command" else self._wrong_for_python())
+        wrong += self._wrong_for_torchrun() if self.type == "torchrun" else self._torchrun_only()
         if wrong:
             raise Misfit(*wrong)
         return self
@@ -50,6 +91,21 @@ class Launcher(Spec):
             yield ("module",), f"stands beside script: {self.script}: keep one of the two"
         elif not self.script and not self.module:
             yield (), f"type: {self.type} needs a program: add script: train.py, or module: package.train"
+
+    def _wrong_for_torchrun(self) -> Iterator[tuple[KeyPath, str]]:
+        for number, word in enumerate(self.extra_args):
+            if why := OPTIONS_OWNED.get(option_name(word)):
+                yield ("extra_args", number), f"{option_name(word)} cannot be set here: {why}"
+        if self.rdzv_backend == "static" and self.max_restarts:
+            yield ("max_restarts",), "goes with rdzv_backend: c10d: a static rendezvous is held once"
+        least, most = node_range(self.nnodes) if self.nnodes else (0, 0)
+        if self.rdzv_backend == "static" and least < most:
+            yield ("nnodes",), f"is {self.nnodes}, but a static rendezvous takes a fixed number of nodes: use c10d"
+
+    def _torchrun_only(self) -> Iterator[tuple[KeyPath, str]]:
+        for key in TORCHRUN_KEYS:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield (key,), f"goes with type: torchrun, but type is {self.type}: write type: torchrun"
 
     def template(self, base_args: Iterable[str]) -> tuple[str, ...]:
         """Return the words of argv before a trial's own, placeholders unfilled."""
@@ -76,6 +132,17 @@ class Launcher(Spec):
             if name not in placed:
                 words.extend(argument(name, value, self.argument_style))
         return words
+
+
+def processes_asked(launcher: Launcher) -> str | int:
+    """Return torchrun's processes a node: by its own option among extra_args, else by the key."""
+    found: str | int = launcher.nproc_per_node
+    words = launcher.extra_args
+    for number, word in enumerate(words):
+        if option_name(word) == "--nproc-per-node":
+            text = word.partition("=")[2] or (words[number + 1] if number + 1 < len(words) else "")
+            found = int(text) if text.isdigit() else text
+    return found
 
 
 def placeholders(words: Iterable[str]) -> frozenset[str]:

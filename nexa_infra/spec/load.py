@@ -186,6 +186,10 @@ def _as_the_model_has_it(
     if "sweep" in kept and "training" in kept:
         findings.append(Finding(("training",), "stands beside sweep: a config has one of the two; remove the other"))
         del kept["training"]
+    if "health" in kept and root is SweepConfig:
+        told = "goes with training: a sweep's trials are judged by their ends, and retry says what follows; remove it"
+        findings.append(Finding(("health",), told))
+        del kept["health"]
     launcher = kept.get("launcher")
     if isinstance(launcher, PlacedDict):
         kept["launcher"], wrong = _with_script(launcher, file)

@@ -1,12 +1,13 @@
-"""What a run may do by itself: its objective, its retries, its budget."""
+"""What a run may do by itself: its objective, its retries, its health, its budget."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from nexa_infra.spec.fields import Count, Line, Spec, Usd, WholeNumber, as_list
+from nexa_infra.spec.fields import Count, Line, Lines, Spec, Truth, Usd, WholeNumber, as_list, shown
+from nexa_infra.spec.walltime import parse_walltime
 
 RetryReason = Literal["failed", "timeout", "oom", "node_fail", "preempted"]
 
@@ -28,6 +29,78 @@ class Retry(Spec):
     max_failures: Count | None = Field(
         default=None, description="stop the run once this many trials have failed; unset, a failure never stops others"
     )
+
+
+class Checkpoint(Spec):
+    """How a trial that is interrupted goes on: where its checkpoints are, and how often its job requeues itself."""
+
+    dir: Line | None = Field(
+        default=None, description="where checkpoints are kept, <dir>/<run>/<trial>; unset, in the trial's own directory"
+    )
+    requeue: WholeNumber = Field(
+        default=0, description="how often a job that reached its walltime, or gave way, puts itself back in the queue"
+    )
+    warning_seconds: Annotated[int, Field(ge=10, le=65535)] = Field(
+        default=60, description="how long before the walltime its processes get SIGUSR1"
+    )
+    chain_until_done: Truth = Field(
+        default=False,
+        description="requeue as often as it takes, as long as each attempt leaves a new checkpoint; job.time over the "
+        "partition's limit is cut to it",
+    )
+
+    @field_validator("dir")
+    @classmethod
+    def _dir(cls, text: str | None) -> str | None:
+        if text is not None and not text.startswith(("/", "~/")):
+            raise ValueError(
+                f"{shown(text)} is no absolute path: write /path/to/it, or ~/path for one in the home there"
+            )
+        return text
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a job may put itself back in the queue."""
+        return self.requeue > 0 or self.chain_until_done
+
+    @property
+    def most_requeues(self) -> int | None:
+        """How often it may; None is as often as it takes."""
+        return None if self.chain_until_done and not self.requeue else self.requeue
+
+
+class Health(Spec):
+    """What becomes of a training whose metrics, as it appends them to metrics.jsonl, are not what they should be."""
+
+    nan: Literal["warn", "stop", "ignore"] = Field(
+        default="warn", description="what to do where a loss is NaN or infinite"
+    )
+    metrics: Lines = Field(
+        default=(), description="metrics that nan is about besides those whose name is, or ends in, loss"
+    )
+    stalled_after: Line | None = Field(
+        default=None, description="how long it may write no new line, as a walltime such as 00:10:00; unset, for ever"
+    )
+    stalled: Literal["warn", "stop"] = Field(
+        default="warn", description="what to do once it has written none for that long"
+    )
+
+    @field_validator("stalled_after")
+    @classmethod
+    def _stalled_after(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_walltime(text)
+        return text
+
+    @property
+    def silence(self) -> float | None:
+        """The time without a new line that is too long, seconds; None is never."""
+        span = parse_walltime(self.stalled_after) if self.stalled_after is not None else None
+        return None if span is None else span.total_seconds()
+
+    def watches(self, metric: str) -> bool:
+        """Whether `nan` is about a metric."""
+        return metric.lower().endswith("loss") or metric in self.metrics
 
 
 class Budget(Spec):

@@ -10,9 +10,11 @@ from pydantic import Field, model_validator
 
 from nexa_infra.spec.fields import Count, KeyPath, Line, Lines, Misfit, Spec, Truth, Variables, Words
 from nexa_infra.spec.job import SlurmJob
-from nexa_infra.spec.launcher import Launcher, placeholders, unfilled
-from nexa_infra.spec.policy import Budget, Objective, Retry
+from nexa_infra.spec.launcher import Launcher, placeholders, processes_asked, unfilled
+from nexa_infra.spec.policy import Budget, Checkpoint, Health, Objective, Retry
 from nexa_infra.spec.sweep import PointValues, SweepDefinition
+from nexa_infra.spec.torchrun import node_range, option_name
+from nexa_infra.spec.tracking import Tracking, misfit_of_label
 
 
 class SyncRules(Spec):
@@ -40,12 +42,59 @@ class RunConfig(Spec):
     sync: SyncRules = Field(default=SyncRules(), description="what code travels")
     container: ContainerSpec | None = Field(default=None, description="in which image a trial runs")
     retry: Retry = Field(default=Retry(), description="which trials are run again")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="how an interrupted trial goes on")
     budget: Budget = Field(default=Budget(), description="what the run may cost")
+    tracking: Tracking | None = Field(default=None, description="which experiment trackers are told of the trials")
 
     @property
     def trials(self) -> SweepDefinition:
         """The run's trials; a training has one."""
         raise NotImplementedError
+
+    def _wrong_together(self, arguments: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what the config's parts get wrong between them; `arguments` is where the trials' arguments stand."""
+        yield from self._wrong_gang()
+        yield from self._wrong_interruption()
+        yield from self._wrong_placeholders(arguments)
+        yield from self._wrong_labels(arguments[:1])
+
+    def _wrong_labels(self, home: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+        """Yield the run's labels that a tracker would not take."""
+        if self.tracking is not None and self.tracking.wandb is not None:
+            for number, label in enumerate(self.trials.tags):
+                if why := misfit_of_label(label):
+                    yield (*home, "tags", number), why
+
+    def _wrong_interruption(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what stands against a job that puts itself back in the queue."""
+        if not self.checkpoint.resumes:
+            return
+        for option, why in (("signal", "checkpoint.warning_seconds says it"), ("no-requeue", "checkpoint says it")):
+            if option in self.job.extra:
+                yield ("job", "extra", option), f"cannot be set beside checkpoint: {why}"
+        limit = self.job.walltime
+        if limit is not None and limit.total_seconds() <= self.checkpoint.warning_seconds:
+            least = f"job.time is {self.job.time}: the warning would come before the job"
+            yield ("checkpoint", "warning_seconds"), f"is {self.checkpoint.warning_seconds}, but {least}"
+
+    def _wrong_gang(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what torchrun is asked for that the job cannot give."""
+        launcher, job = self.launcher, self.job
+        if launcher.type != "torchrun":
+            return
+        asked = processes_asked(launcher)
+        path: KeyPath = ("launcher", "nproc_per_node")
+        if isinstance(asked, int) and asked > job.gpus > 0:
+            yield path, f"{asked} processes a node are more than its {job.gpus} GPUs (job.gpus_per_node): lower it"
+        elif asked == "gpu" and not job.gpus:
+            yield path, "is gpu, but the job asks for no GPU: set job.gpus_per_node, or write cpu or a number"
+        if launcher.nnodes is not None and (most := node_range(launcher.nnodes)[1]) != job.nodes:
+            yield ("launcher", "nnodes"), f"is {launcher.nnodes}, but job.nodes is {job.nodes}: set job.nodes: {most}"
+        if job.nodes > 1:
+            for number, word in enumerate(launcher.extra_args):
+                if option_name(word) == "--standalone":
+                    why = f"--standalone is for one node, but job.nodes is {job.nodes}: remove one of the two"
+                    yield ("launcher", "extra_args", number), why
 
     def _wrong_placeholders(self, arguments: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         """Yield the placeholders that some trial cannot fill; `arguments` is where the trials' arguments stand."""
@@ -92,7 +141,7 @@ class SweepConfig(RunConfig):
             asked = self.sweep.parameters or self.sweep.zip
             why = "overrides holds every parameter at one value" if asked else "it has no parameters, zip or trials"
             raise Misfit((("sweep",), f"nothing varies, {why}: add one that does, or write training: for one run"))
-        if wrong := list(self._wrong_placeholders(("sweep", "base_args"))):
+        if wrong := list(self._wrong_together(("sweep", "base_args"))):
             raise Misfit(*wrong)
         return self
 
@@ -116,10 +165,11 @@ class TrainingConfig(RunConfig):
 
     kind: Literal["training"] = "training"
     training: Training = Field(default=Training(), description="the run's arguments")
+    health: Health = Field(default=Health(), description="what to do where its metrics go wrong, or stand still")
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        if wrong := list(self._wrong_placeholders(("training", "args"))):
+        if wrong := list(self._wrong_together(("training", "args"))):
             raise Misfit(*wrong)
         return self
 

@@ -234,6 +234,30 @@ def test_a_run_whose_client_was_killed_is_resumed_from_prefect(
     report = asyncio.run(sweep(config_file=str(config), resume=run.id))
     assert report is not None
     assert manage.status(run).states == {"completed": 3}
-    assert sorted(ran.read_text().split()) == ["0", "1", "1", "2", "2"], (
-        "0 had ended, and stays so"
-    )
+    assert sorted(ran.read_text().split()) == ["0", "1", "1", "2", "2"], "0 had ended, and stays so"
+
+
+TRACKED = """
+job: {{name: tracked}}
+launcher: {{type: command, command: [bash, -c, 'echo "{{\\"loss\\": $1}}" >"$NEXA_METRICS"', trial, "{{n}}"]}}
+sweep: {{parameters: {{n: [1, 2]}}}}
+tracking: {{mlflow: {{uri: "{uri}"}}}}
+"""
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_flow_logs_to_a_tracker_and_ends_as_it_does_where_that_is_away(
+    away: bool, prefect_server: PrefectServer, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nexa_infra.flows import sweep
+
+    mlflow = pytest.importorskip("mlflow")
+    uri = "sqlite:////nowhere/mlflow.db" if away else f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "tracked.yaml").write_text(TRACKED.format(uri=uri))
+    monkeypatch.chdir(tmp_path)
+    report = asyncio.run(sweep(config_file="tracked.yaml", submit=True))
+    assert report is not None and report.end == "done"  # type: ignore[union-attr]
+    if not away:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        found = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
+        assert sorted(each.data.metrics.get("loss", 0) for each in found) == [0, 1, 2]

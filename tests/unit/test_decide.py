@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nexa_infra.scheduling.decide import Action, Finish, Policy, State, Stop, Submit, Wait, decide
+from nexa_infra.scheduling.decide import Action, Finish, Policy, State, Stop, Submit, Vitals, Wait, decide
 
 RETRY = Policy(retries=1, retry_on=frozenset({"failed", "timeout"}))
 
@@ -35,3 +35,41 @@ def test_a_failure_counts_towards_the_most_only_once_it_is_final() -> None:
     assert decide(State(True, ("failed", "running"), {0: 1}), policy) == Wait()
     stop = decide(State(True, ("failed", "running"), {0: 2}), policy)
     assert stop == Stop("1 trial failed, and retry.max_failures is 1")
+
+
+NAN = Vitals({"train_loss": "train_loss is NaN at step 40"}, silent=0.0, step="step 40/100")
+SILENT = Vitals(silent=600.0, step="step 40/100")
+
+
+@pytest.mark.parametrize(
+    ("vitals", "policy", "expected"),
+    [
+        (NAN, Policy(), Wait()),
+        (NAN, Policy(nan="stop"), Stop("train_loss is NaN at step 40, and health.nan is stop")),
+        (SILENT, Policy(stalled="stop"), Wait()),
+        (SILENT, Policy(silence=600.0), Wait()),
+        (SILENT, Policy(silence=601.0, stalled="stop"), Wait()),
+        (
+            SILENT,
+            Policy(silence=600.0, stalled="stop"),
+            Stop("no new line of metrics since step 40/100, for 600 s, and health.stalled is stop"),
+        ),
+        (
+            Vitals(silent=9.0),
+            Policy(silence=9.0, stalled="stop"),
+            Stop("no new line of metrics since it started, for 9 s, and health.stalled is stop"),
+        ),
+        (Vitals(silent=None), Policy(silence=9.0, stalled="stop"), Wait()),
+    ],
+)
+def test_a_training_is_ended_for_its_metrics_only_where_its_config_says_so(
+    vitals: Vitals, policy: Policy, expected: Action
+) -> None:
+    assert decide(State(True, ("running",), {0: 1}, vitals=vitals), policy) == expected
+
+
+def test_what_has_ended_is_not_ended_for_its_metrics() -> None:
+    policy = Policy(retries=1, retry_on=frozenset({"failed"}), nan="stop")
+    assert decide(State(False, ("completed",), {0: 1}, vitals=NAN), policy) == Finish()
+    assert decide(State(False, ("failed",), {0: 1}, vitals=NAN), policy) == Submit(((0, 2),))
+    assert decide(State(True, ("running",), {0: 1}, cancelled=True, vitals=NAN), policy) == Wait()

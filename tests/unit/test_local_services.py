@@ -210,6 +210,17 @@ def test_the_main_job_s_environment_grows_into_the_tests(project: Path, commands
     assert [argv[-1] for argv in commands] == [".[examples]", ".[dev,examples]"]
 
 
+def test_pytorch_is_brought_when_it_is_asked_for_and_the_main_job_does_without(
+    project: Path, commands: list[list[str]]
+) -> None:
+    Environment(project).ensure()
+    assert not Environment(project).has_torch
+    Environment(project).ensure(torch=True)
+    Environment(project).ensure()
+
+    assert [argv[-1] for argv in commands] == [".[examples]", ".[examples,torch]"]
+
+
 def test_new_pins_are_installed_and_a_linter_s_settings_are_not(project: Path, commands: list[list[str]]) -> None:
     Environment(project).ensure()
     commands.clear()

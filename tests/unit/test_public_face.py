@@ -84,7 +84,19 @@ def test_the_names_are_listed_and_no_others_are_there() -> None:
         _ = nexa_infra.launch_slurm_swep
 
 
-HEAVY = ("prefect", "fabric", "pandas", "numpy", "pydantic_settings", "pydantic", "rich", "jinja2", "ruamel", "asyncio")
+HEAVY = (
+    "prefect",
+    "fabric",
+    "pandas",
+    "numpy",
+    "mlflow",
+    "pydantic_settings",
+    "pydantic",
+    "rich",
+    "jinja2",
+    "ruamel",
+    "asyncio",
+)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -212,6 +212,13 @@ def test_a_training_shows_its_own_report_whatever_runs_beside_it() -> None:
     assert json.loads((run.files.path / "artifact.json").read_text())["metrics"] == {"loss": 0.7}
 
 
+def test_a_training_is_copied_where_it_is_asked_for(tmp_path: Path) -> None:
+    done = verb("train", "one.yaml", "--fetch-to", str(tmp_path / "out"))
+    copy = tmp_path / "out" / only_run().id
+    assert done.returncode == 0 and done.stdout.endswith(f"{copy}\n")
+    assert json.loads((copy / "trials" / "0" / "metrics.json").read_text()) == {"loss": 0.7}
+
+
 def test_a_run_over_its_budget_shows_its_report_and_ends_with_3() -> None:
     done = verb("sweep", "works.yaml", "--budget", "0.0001")
     assert done.returncode == 3

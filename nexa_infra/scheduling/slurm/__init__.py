@@ -135,7 +135,9 @@ def prepare_slurm_batch(
 def preview_batch(run: Run, estimate: CostEstimate, admission: Admission | None = None) -> SlurmBatchArtifacts:
     """Show what a run would submit, and what the scheduler says to it; nothing is written."""
     said = admission or Admission()
-    script = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu)
+    script = render_script(
+        run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu, walltime=said.walltime
+    )
     return SlurmBatchArtifacts(
         run_id=run.id,
         script_text=script.text,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
+import os
 import re
 import secrets
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +18,23 @@ from nexa_infra.hosts.framing import write_file
 from nexa_infra.hosts.shell import quote
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.record import Run
+from nexa_infra.runs.series import MOST_LOG
 
 # Clocks of file servers differ: files that changed this long before the last look are brought again, seconds.
 SLACK_SECONDS = 120
 TAIL_BYTES = 8192
+# What a poll brings of a training's metrics, and what one question does at its end, bytes.
+PIECE_BYTES = 2 * 2**20
+LAST_BYTES = 16 * 2**20
 
+_LOG = "trials/0/metrics.jsonl"
 _MARK = "==nexa files=="
 _NAMES = re.compile(
     r"(?:status|submissions|claims)/[\w][\w.-]*|trials/\d+/metrics\.json|(?:cancelled|left|sacct\.txt|run\.json)"
 )
+
+
+_RANK_FILE = re.compile(r"node-\d+|rank-\d+\.log")
 
 
 def push_script(run: Run) -> str:
@@ -76,6 +87,54 @@ def metrics_files() -> str:
     )
 
 
+def log_piece(held: int, most: int) -> str:
+    """Return shell that prints how long a training's metrics log is, and what of it a copy of `held` bytes lacks.
+
+    It prints at most `most` bytes of it, packed; of a log that is too long, nothing more.
+    """
+    size = min(most, MOST_LOG - held)
+    if size <= 0:
+        return "true"
+    return (
+        f"if [ -f {_LOG} ]; then wc -c <{_LOG} 2>/dev/null; "
+        f"tail -c +{held + 1} -- {_LOG} 2>/dev/null | head -c {size} | gzip -1c | base64 -w0; fi"
+    )
+
+
+def keep_log(run: Run, held: int, told: str) -> bool:
+    """Add what `log_piece` has printed to a copy that held `held` bytes; say whether there is more to come.
+
+    What another client of this machine has brought meanwhile is never added twice.
+    """
+    size, _, packed = told.partition("\n")
+    if not size.strip().isdigit():
+        return False
+    copy = run.files.metrics_log(0)
+    if int(size) < held:
+        copy.unlink(missing_ok=True)  # it was begun anew
+        return True
+    try:
+        data = zlib.decompressobj(wbits=31).decompress(base64.b64decode(packed), MOST_LOG)
+    except (ValueError, zlib.error) as error:
+        raise HostError(f"the metrics of run {run.id} did not come whole: {error}") from error
+    if not data:
+        return False
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with copy.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if stream.seek(0, os.SEEK_END) == held:
+            stream.write(data)
+    return held + len(data) < min(int(size), MOST_LOG)
+
+
+def held_of(run: Run) -> int:
+    """Return how much of a training's metrics log this client's copy has, bytes."""
+    try:
+        return run.files.metrics_log(0).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def unpack(run: Run, stdout: str) -> str:
     """Put the files of an answer into the client's copy; return what came before them."""
     before, mark, packed = stdout.partition(f"{_MARK}\n")
@@ -120,10 +179,47 @@ def keep_words(run: Run, failed: Sequence[tuple[int, int]], stdout: str) -> None
         write_atomically(path, base64.b64decode(line).decode("utf-8", "replace"))
 
 
+def records_script(run: Run, failed: Sequence[tuple[int, int]]) -> str:
+    """Return a script that prints what the nodes of some gangs recorded: `TRIAL ATTEMPT NODE BASE64` a line."""
+    lines = [f"cd -- {quote(run.directory)} || exit 66"]
+    for trial, attempt in failed:
+        lines.append(
+            f"for nexa_file in trials/{trial}/attempt-{attempt}/node-*; do\n"
+            f'  [ -f "$nexa_file" ] && printf "{trial} {attempt} ${{nexa_file##*/}} " && '
+            'head -c 1000000 -- "$nexa_file" | base64 -w0 && echo\ndone'
+        )
+    return "\n".join([*lines, "true"])
+
+
+def logs_script(run: Run, ranks: Sequence[tuple[int, int, int]]) -> str:
+    """Return a script that prints the ends of some ranks' logs, each `(trial, attempt, rank)`."""
+    lines = [f"cd -- {quote(run.directory)} || exit 66"]
+    for trial, attempt, rank in ranks:
+        lines.append(
+            f"printf '{trial} {attempt} rank-{rank}.log '; "
+            f"tail -c {TAIL_BYTES} -- trials/{trial}/attempt-{attempt}/rank-{rank}.log 2>/dev/null | base64 -w0; echo"
+        )
+    return "\n".join(lines)
+
+
+def keep_ranks(run: Run, stdout: str) -> None:
+    """Keep what `records_script` or `logs_script` has printed."""
+    for line in stdout.splitlines():
+        match line.split(" "):
+            case [trial, attempt, name, packed] if _RANK_FILE.fullmatch(name):
+                folder = run.files.rank_tails(int(trial), int(attempt))
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / name, base64.b64decode(packed).decode("utf-8", "replace"))
+
+
 def publish_script(run: Run, paths: Sequence[Path]) -> str:
     """Return a script that writes some of the client's files into the run directory."""
     lines = [f"cd -- {quote(run.directory)} || exit 66"]
-    lines.extend(write_file(path.relative_to(run.files.path).as_posix(), path.read_bytes()) for path in paths)
+    folders = sorted({path.parent.relative_to(run.files.path).as_posix() for path in paths} - {"."})
+    lines.extend(f"mkdir -p -- {quote(folder)}" for folder in folders)
+    # In their order: what comes later may tell of what came before.
+    written = (write_file(path.relative_to(run.files.path).as_posix(), path.read_bytes()) for path in paths)
+    lines.extend(f"{each} || exit 74" for each in written)
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from nexa_infra.hosts.framing import write_file
 from nexa_infra.hosts.shell import quote
 from nexa_infra.monitoring.costs import Charge
 from nexa_infra.runs.directory import write_atomically
+from nexa_infra.runs.ranks import candidates, read_gang, read_records
 from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
 from nexa_infra.runs.results import Attempt, TaskState, read_attempts
 from nexa_infra.scheduling.base import Admission, Queue
@@ -36,6 +37,7 @@ class _Seen:
     rows: tuple[QueueRow, ...] | None = None
     since: float | None = None  # when files were last brought, by the cluster's clock
     asked: frozenset[int] = field(default_factory=frozenset)  # trials that accounting was asked about
+    behind: bool = False  # whether there is more of a training's metrics log than was brought
 
 
 # States of sacct that are no ends.
@@ -105,6 +107,11 @@ class SlurmScheduler:
         text = f"cd -- {quote(run.directory)} 2>/dev/null || exit 66\ndate +%s\n"
         text += section("queue", queue_command(prefix))
         text += section("cancelled", "cat cancelled 2>/dev/null")
+        logs = self.host.remote and run.kind == "training"
+        held = mirror.held_of(run) if logs else 0
+        if logs:
+            # Before the status files: of what it brings, the attempt is then known.
+            text += section("log", mirror.log_piece(held, mirror.PIECE_BYTES))
         if self.host.remote:
             text += mirror.changed_files(seen.since)
         done = self.client.ask(text)
@@ -119,6 +126,8 @@ class SlurmScheduler:
             )
         if self.host.remote:
             self._keep_cancelled(run, found["cancelled"])
+        if "log" in found:
+            seen.behind = mirror.keep_log(run, held, found["log"][0])
         rows = tuple(read_answer(found["queue"], prefix))
         _remember(run, rows)
         seen.rows, seen.since = rows, float(moment)
@@ -191,6 +200,7 @@ class SlurmScheduler:
         if self.host.remote:
             done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
             mirror.unpack(run, done.stdout)
+            self._bring_log(run)
         submissions = _submissions(run)
         attempts = read_attempts(run.files)
         tried = frozenset((trial, each.number) for trial, several in attempts.items() for each in several)
@@ -204,17 +214,41 @@ class SlurmScheduler:
         if self.host.remote and lacking:
             mirror.keep_words(run, lacking, self.client.ask(mirror.words_script(run, lacking)).stdout)
 
+    def bring_ranks(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
+        """Bring what the nodes of failed gangs recorded, then the logs of the ranks in question."""
+        lacking = [each for each in failed if each[1] and not run.files.rank_tails(*each).exists()]
+        if not (self.host.remote and lacking):
+            return
+        mirror.keep_ranks(run, self.client.ask(mirror.records_script(run, lacking)).stdout)
+        wanted = [
+            (*each, end.rank)
+            for each in lacking
+            for end in candidates(read_gang(read_records(run.files.rank_tails(*each))))
+        ]
+        if wanted:
+            mirror.keep_ranks(run, self.client.ask(mirror.logs_script(run, wanted)).stdout)
+
     def publish(self, run: Run) -> None:
         """See `Scheduler.publish`."""
         files = run.files
         written = [files.results, files.report_json, files.report_markdown, files.accounting, files.left]
-        written += [files.path / "manifest.txt", files.path / "artifact.json"]
+        # The artifact last: where it is, all that it tells of is there.
+        written += [files.stalls, *files.plots.glob("*.svg"), files.manifest, files.artifact]
         if self.host.remote and (there := [path for path in written if path.exists()]):
-            self.client.ask(mirror.publish_script(run, there))
+            self.client.ask(mirror.publish_script(run, there)).check()
 
     def ends_with_client(self, run: Run) -> bool:  # noqa: ARG002
         """See `Scheduler.ends_with_client`: only a person's word ends what runs on a cluster."""
         return False
+
+    def _bring_log(self, run: Run) -> None:
+        """Bring what the last poll has left of a training's metrics log."""
+        seen = _seen_of(run)
+        while seen.behind:
+            held = mirror.held_of(run)
+            piece = section("log", mirror.log_piece(held, mirror.LAST_BYTES))
+            found = sections(self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{piece}").stdout)
+            seen.behind = "log" in found and mirror.keep_log(run, held, found["log"][0])
 
     def _keep_cancelled(self, run: Run, found: tuple[str, int]) -> None:
         if found[1] == 0 and found[0] and not run.files.cancelled.exists():

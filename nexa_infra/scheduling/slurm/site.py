@@ -51,6 +51,7 @@ class Site:
     free_inodes: int | None = None
     problem: str | None = None  # what is wrong with the workdir or the far side's tools
     env_file: str | None = None  # what is wrong with it
+    needs: tuple[str, ...] = ()  # what else the run needs there and does not find
     verdict: str = ""  # what sbatch --test-only said
     refused: bool = False
 
@@ -162,6 +163,7 @@ def read_site(found: Mapping[str, tuple[str, int]]) -> Site:
         free_inodes=int(inodes[1]) if len(inodes) > 1 and inodes[0] != "0" else None,
         problem=found["workdir"][0].strip() or None,
         env_file=found["env_file"][0].strip() or None,
+        needs=tuple(found["needs"][0].strip().splitlines()),
         verdict=verdict.strip(),
         refused=refused != 0,
     )
@@ -179,7 +181,13 @@ def admission(run: Run, site: Site) -> Admission:
         told = "".join(f"\n  {each}" for each in wrong)
         raise SubmitError(f"{where} cannot run {run.config.job.name}; nothing was copied or submitted:{told}")
     start = _START.search(site.verdict)
-    return Admission(tuple(_notes(run, site)), start[1] if start else None, site.gpu, billing(run, site))
+    return Admission(
+        tuple(_notes(run, site)),
+        start[1] if start else None,
+        site.gpu,
+        billing(run, site),
+        _link(run, site) if run.config.checkpoint.chain_until_done else None,
+    )
 
 
 def problems(run: Run, site: Site) -> Iterator[str]:
@@ -195,7 +203,8 @@ def problems(run: Run, site: Site) -> Iterator[str]:
         yield f"job.partition: {hint}; it has {', '.join(names)}"
         told = True
     if partition is not None:
-        yield from _walltime(job, partition)
+        if not run.config.checkpoint.chain_until_done:  # which is cut to the limit
+            yield from _walltime(job, partition)
         if partition.get("State", "UP") not in {"UP", "DRAIN"}:
             word = partition.get("State")
             yield f"job.partition: {partition.get('PartitionName')} is {word}: ask for another, or wait"
@@ -214,6 +223,7 @@ def problems(run: Run, site: Site) -> Iterator[str]:
     yield from (_gpu(job, site, partition) if partition is not None else ())
     if site.problem:
         yield site.problem
+    yield from site.needs
     if site.env_file:
         yield f"job.env_file: {site.env_file}"
     if site.free_mib is not None and site.free_mib < LEAST_MIB:
@@ -244,6 +254,15 @@ def _walltime(job: SlurmJob, partition: Mapping[str, str]) -> Iterator[str]:
             f"job.time: {job.time} is over the limit of partition {partition.get('PartitionName')}, "
             f"{partition.get('MaxTime')}: shorten it, or ask for another partition"
         )
+
+
+def _link(run: Run, site: Site) -> str | None:
+    """Return the walltime of one link of a chain, where the partition's limit is below the job's."""
+    job, cluster = run.config.job, run.cluster
+    partition = site.partition(job.partition or (cluster.partition if cluster else None))
+    limit = _limit(partition.get("MaxTime")) if partition is not None else None
+    over = limit is not None and (job.walltime is None or job.walltime.total_seconds() > limit * 60)
+    return f"{limit:.0f}" if over else None
 
 
 def _limit(text: str | None) -> float | None:

@@ -1,0 +1,84 @@
+"""What a run needs where it executes, as shell that says what is missing: asked before anything is copied."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+from nexa_infra.hosts.shell import quote_path
+from nexa_infra.runs.record import Run
+from nexa_infra.scheduling.script import setup_lines
+
+# How long a trial's environment may take to be made when it is tried, seconds.
+SETUP_SECONDS = 120.0
+
+
+def checkpoints_check(run: Run) -> str:
+    """Return POSIX shell that says why the run's checkpoints cannot be written; it only looks."""
+    folder = run.config.checkpoint.dir
+    if folder is None:
+        return "true"
+    return f"""
+nexa_dir={quote_path(folder)}
+nexa_above=$nexa_dir
+while [ ! -e "$nexa_above" ]; do nexa_above=$(dirname -- "$nexa_above"); done
+if [ ! -d "$nexa_above" ]; then
+  printf 'checkpoint.dir: %s lies below %s, which is no folder: name another\\n' "$nexa_dir" "$nexa_above"
+elif [ ! -w "$nexa_above" ] || [ ! -x "$nexa_above" ]; then
+  printf 'checkpoint.dir: %s cannot be written: %s belongs to %s: name another\\n' \\
+    "$nexa_dir" "$nexa_above" "$(stat -c '%U, mode %a' -- "$nexa_above")"
+fi"""
+
+
+def torchrun_check(run: Run) -> str:
+    """Return POSIX shell that says, on a login node, that the environment that the job names has no torchrun.
+
+    Where modules, conda or lines of shell make it, only a node can tell.
+    """
+    setup = run.config.job.setup
+    folder = setup.venv or (f"{setup.uv.rstrip('/')}/.venv" if setup.uv is not None else None)
+    if run.config.launcher.type != "torchrun" or folder is None or setup.lines:
+        return "true"
+    key = "venv" if setup.venv else "uv"
+    return f"""
+nexa_env={quote_path(folder)}
+if [ -d "$nexa_env" ] && [ ! -x "$nexa_env/bin/torchrun" ]; then
+  printf 'torchrun is not installed in %s (job.setup.{key}), asked on %s: install PyTorch there\\n' \\
+    "$nexa_env" "$(hostname)"
+fi"""
+
+
+def lacking_here(run: Run, environment: Mapping[str, str]) -> list[str]:
+    """Say what this machine lacks for a run: a place for its checkpoints, torchrun in its trials' environment."""
+    found = [_told("sh", checkpoints_check(run), environment)] if run.config.checkpoint.dir else []
+    if run.config.launcher.type == "torchrun":
+        lines = "\n".join(setup_lines(run.config.job.setup))
+        script = (
+            f"set_up() {{\n{lines or 'true'}\n}}\nset_up >/dev/null 2>&1; command -v torchrun >/dev/null || echo no"
+        )
+        env = {**environment, **run.config.job.env}
+        if _told("bash", script, env):
+            where = "in what job.setup makes" if lines else "on the PATH"
+            found.append(
+                f"torchrun is not installed on this machine ({os.uname().nodename}, asked {where}): install PyTorch "
+                "(`make torch` in this project, `pip install torch` elsewhere), or let job.setup name an environment "
+                "that has it"
+            )
+    return [each for each in found if each]
+
+
+def _told(shell: str, script: str, environment: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            [shell, "-c", script],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SETUP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return ""  # whatever it waits for, the trial will say
+    return done.stdout.strip()
