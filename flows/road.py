@@ -25,7 +25,17 @@ from nexa_infra.operations.manage import find, find_by_token, prepare_resume
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.slurm import preview_markdown
 from nexa_infra.spec.cluster import Cluster
-from nexa_infra.tasks import collect, cost_report, estimate_cost, render_slurm_array, sbatch_submit, sync, track, watch
+from nexa_infra.tasks import (
+    collect,
+    cost_report,
+    estimate_cost,
+    render_slurm_array,
+    sbatch_submit,
+    sync,
+    torchrun_launch,
+    track,
+    watch,
+)
 from nexa_infra.tasks.names import artifact_key
 from nexa_infra.tasks.report import publish
 
@@ -41,7 +51,7 @@ async def take_the_road(run: Run) -> CostReport | State[None]:
             run = await sync(run)
             run = await render_slurm_array(run)
             for _ in range(2 if run.cluster else 1):
-                await sbatch_submit(run)
+                await (torchrun_launch if run.config.launcher.type == "torchrun" else sbatch_submit)(run)
                 await watch(run)
                 trials = await collect(run)
                 # What a cluster has forgotten is submitted again, once.

@@ -317,7 +317,7 @@ def _take(run: Run, preview: bool) -> None:
     """Take a planned run to its end, or only show it."""
     from nexa_infra.monitoring.report_text import counted, money
     from nexa_infra.operations.launch import preview as show
-    from nexa_infra.operations.steps import estimate_cost
+    from nexa_infra.operations.steps import estimate_cost, placement_of
     from nexa_infra.scheduling.slurm import preview_markdown
 
     estimate = estimate_cost(run)
@@ -325,7 +325,8 @@ def _take(run: Run, preview: bool) -> None:
         sys.stdout.write(preview_markdown(show(run)))
         return
     cost = "no ceiling" if estimate.ceiling_usd is None else f"at most {money(estimate.ceiling_usd)}"
-    _note(f"run {run.id}: {counted(run.trials, 'trial')}, {cost}")
+    where = f", by {placement_of(run)}" if run.kind == "training" else ""
+    _note(f"run {run.id}: {counted(run.trials, 'trial')}, {cost}{where}")
     _follow(run)
 
 

@@ -6,7 +6,18 @@ from nexa_infra.tasks.render import render_slurm_array
 from nexa_infra.tasks.report import cost_report
 from nexa_infra.tasks.submit import sbatch_submit
 from nexa_infra.tasks.sync import sync
+from nexa_infra.tasks.torchrun import torchrun_launch
 from nexa_infra.tasks.track import track
 from nexa_infra.tasks.watch import watch
 
-__all__ = ["collect", "cost_report", "estimate_cost", "render_slurm_array", "sbatch_submit", "sync", "track", "watch"]
+__all__ = [
+    "collect",
+    "cost_report",
+    "estimate_cost",
+    "render_slurm_array",
+    "sbatch_submit",
+    "sync",
+    "torchrun_launch",
+    "track",
+    "watch",
+]

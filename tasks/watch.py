@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from prefect.runtime import flow_run
 from nexa_infra.monitoring.report_markdown import metrics_markdown
 from nexa_infra.operations import steps
 from nexa_infra.operations.progress import listener
+from nexa_infra.operations.voice import Say, heard, speaker
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.watch import Poll
 from nexa_infra.tasks.names import artifact_key
@@ -25,6 +28,8 @@ from nexa_infra.tasks.names import artifact_key
 TELL_SECONDS = 1.0
 ASK_SECONDS = 2.0
 METRICS_SECONDS = 5.0
+# Lines that a training may print at a time and have in Prefect's log.
+MOST_LINES = 100
 
 
 @task(name="watch", description="Follows the run to its end; artifacts show how far it is.")
@@ -42,7 +47,7 @@ async def watch(run: Run) -> Poll | None:
     beside = [asyncio.create_task(_cancelled_in_prefect(run)), asyncio.create_task(shown.keep_up())]
     last: Poll | None = None
     try:
-        async with aclosing(steps.watch(run)) as polls:
+        async with heard(run, _say_to(logger), speaker.get()), aclosing(steps.watch(run)) as polls:
             async for last in polls:
                 if (tell := listener.get()) is not None:
                     tell(last)
@@ -55,6 +60,19 @@ async def watch(run: Run) -> Poll | None:
     await shown.show()
     await shown.show_metrics()
     return last
+
+
+def _say_to(logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> Say:
+    """Return what writes a training's own lines into Prefect's log; of a flood, its two ends."""
+
+    def say(lines: Sequence[str]) -> None:
+        left = len(lines) - MOST_LINES
+        if left > 0:
+            half = MOST_LINES // 2
+            lines = [*lines[:half], f"… {left:,} lines more, which `nexa-infra logs` shows …", *lines[-half:]]
+        logger.info("%s", "\n".join(lines))
+
+    return say
 
 
 class _Shown:

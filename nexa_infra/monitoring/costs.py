@@ -145,7 +145,8 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
         units=units_per_node(job, run.price),
         jobs=run.trials,
         seconds=seconds,
-        attempts=1 + max(run.config.retry.times, requeues or 0),
+        # A job that is submitted anew for a retry may go back into the queue as often as the first.
+        attempts=1 + run.config.retry.times + (requeues or 0),
         run_id=run.id,
     )
     if not history:
@@ -188,12 +189,13 @@ class Charge:
     cores: int
     gpus: int
     billing: int | None = None  # Slurm's billing TRES, by the partition's TRESBillingWeights
+    earlier: Charge | None = None  # what it held before, by another row of accounting
 
-    def units(self, price: Price) -> int | None:
-        """Return how many units of a price that is; None where accounting does not say."""
-        if price.unit == "billing-hour":
-            return self.billing
-        return self.gpus if price.unit == "gpu-hour" else self.cores
+    def unit_seconds(self, price: Price) -> int | None:
+        """Return how many unit-seconds of a price that is, in all; None where accounting does not say."""
+        units = self.billing if price.unit == "billing-hour" else self.gpus if price.unit == "gpu-hour" else self.cores
+        before = self.earlier.unit_seconds(price) if self.earlier is not None else 0
+        return None if units is None or before is None else units * self.seconds + before
 
 
 def price_trials(
@@ -230,8 +232,8 @@ def _priced(run: Run, trial: Trial, charges: Mapping[int, Charge]) -> Trial:
 def unit_seconds(run: Run, seconds: float | None, charge: Charge | None) -> Decimal | None:
     """Return the GPU-seconds or core-seconds of an attempt, by accounting or by its own clock; None is unknown."""
     if charge is not None:
-        units = charge.units(run.price)
-        return None if units is None else Decimal(units * charge.seconds)
+        held = charge.unit_seconds(run.price)
+        return None if held is None else Decimal(held)
     if seconds is None or (run.price.unit == "billing-hour" and run.price.units is None):
         return None
     return run.config.job.nodes * units_per_node(run.config.job, run.price) * _exact(seconds)

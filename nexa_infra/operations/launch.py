@@ -22,6 +22,7 @@ from nexa_infra.operations.fetch import fetch
 from nexa_infra.operations.manage import prepare_resume
 from nexa_infra.operations.progress import Tell
 from nexa_infra.operations.steps import AnyCluster
+from nexa_infra.operations.voice import heard, speaker
 from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run, Submission
@@ -167,7 +168,7 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
         for own in (False, True):
             submission = await _submitted(run)
             own = own or steps.ends_with_client(run)  # noqa: PLW2901
-            async with aclosing(steps.watch(run)) as polls:
+            async with heard(run, speaker.get()), aclosing(steps.watch(run)) as polls:
                 async for poll in polls:
                     if tell is not None:
                         tell(poll)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
+from nexa_infra.operations.voice import Say, speaker
 from nexa_infra.scheduling.watch import Poll
 
 Tell = Callable[[Poll], None]
@@ -27,7 +28,8 @@ def terminal_line() -> Iterator[Tell]:
     A reader that goes away never ends the run: nothing more is told.
     """
     if not sys.stderr.isatty():
-        yield _plain_lines()
+        with _speaking(_plain_words):
+            yield _plain_lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -56,7 +58,26 @@ def terminal_line() -> Iterator[Tell]:
             for warning in poll.warnings:
                 progress.console.print(f"warning: {warning}", markup=False, highlight=False)
 
-        yield tell
+        def say(lines: Sequence[str]) -> None:
+            progress.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+        with _speaking(say):
+            yield tell
+
+
+@contextmanager
+def _speaking(say: Say) -> Iterator[None]:
+    """Let what a training prints be told beside the line."""
+    token = speaker.set(say)
+    try:
+        yield
+    finally:
+        speaker.reset(token)
+
+
+def _plain_words(lines: Sequence[str]) -> None:
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.flush()
 
 
 def _plain_lines() -> Tell:

@@ -46,6 +46,7 @@ from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.script import render_script, write_script
 from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
 from nexa_infra.scheduling.submit import submit_run
+from nexa_infra.scheduling.torchrun import placement
 from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
@@ -254,6 +255,11 @@ def render(run: Run) -> Run:
 def submit(run: Run) -> Submission:
     """Submit the run's trials, exactly once; called again, it submits only what is unfinished."""
     return submit_run(run, scheduler_of(run))
+
+
+def placement_of(run: Run) -> str:
+    """Say where the run's trials run, and what starts them."""
+    return placement(run.config.launcher, run.config.job, run.cluster.name if run.cluster else None)
 
 
 async def watch(run: Run) -> AsyncGenerator[Poll, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ _CONSEQUENCE = re.compile(
     r"DistNetworkError|RendezvousClosed|heartbeat",
     re.IGNORECASE,
 )
+# The tag that torch puts before each line of a rank's traceback.
+_TAG = re.compile(r"^\[rank\d+\]:[ ]?", re.MULTILINE)
 _LAST_LINE = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout)?(?::|$)")
 
 
@@ -72,6 +75,9 @@ class Failure:
         return f"{where} failed: {error}" if error else f"{where} ended with exit code {self.end.code}"
 
 
+_WORDS = ("node\t", "start\t", "end\t")
+
+
 def read_gang(records: Iterable[tuple[int, str]]) -> Gang:
     """Read what each node recorded: its number, and its file's text; a line that was cut is left out."""
     nodes: dict[int, str] = {}
@@ -80,19 +86,21 @@ def read_gang(records: Iterable[tuple[int, str]]) -> Gang:
     restarts, endpoint = 0, ""
     for number, text in records:
         for line in text.split("\n")[:-1]:
-            match line.split("\t"):
-                case ["node", name, _, met]:
-                    nodes[number] = name
-                    endpoint = met or endpoint
-                case ["start", rank, restart, _, _] if rank.isdigit() and restart.isdigit():
-                    started.add(int(rank))
-                    restarts = max(restarts, int(restart))
-                case ["end", rank, restart, code, moment]:
-                    try:
-                        end = RankEnd(int(rank), int(restart), nodes.get(number, "?"), int(code), float(moment))
-                    except ValueError:
-                        continue
-                    ends.append(end)
+            # What a crash tore has no newline, so the next line stands behind it, on the same one.
+            words = line[max(0, *(line.rfind(word) for word in _WORDS)) :].split("\t")
+            try:
+                match words:
+                    case ["node", name, _, met]:
+                        nodes[number] = name
+                        endpoint = met or endpoint
+                    case ["start", rank, restart, _, _]:
+                        restarts = max(restarts, int(restart))
+                        started.add(int(rank))
+                    case ["end", rank, restart, code, moment] if math.isfinite(float(moment)):
+                        node = nodes.get(number, "?")
+                        ends.append(RankEnd(int(rank), int(restart), node, int(code), float(moment)))
+            except ValueError:
+                continue
     ends.sort(key=lambda end: end.moment)
     return Gang(tuple(nodes[number] for number in sorted(nodes)), frozenset(started), restarts, endpoint, tuple(ends))
 
@@ -102,7 +110,7 @@ def read_records(folder: Path) -> list[tuple[int, str]]:
     found = []
     for path in folder.glob("node-*"):
         number = path.name.removeprefix("node-")
-        if number.isdigit():
+        if re.fullmatch(r"[0-9]{1,9}", number):
             found.append((int(number), path.read_text(encoding="utf-8", errors="replace")))
     return found
 
@@ -110,14 +118,20 @@ def read_records(folder: Path) -> list[tuple[int, str]]:
 def candidates(gang: Gang, most: int = 8) -> tuple[RankEnd, ...]:
     """Return the ends that may have been the first failure, likeliest first.
 
-    A rank that torchrun ended by SIGTERM failed by another's failure; one that a signal ended failed by itself.
+    A rank that torchrun ended by SIGTERM failed by another's failure; one that another signal ended failed by itself,
+    but for SIGABRT, by which libraries end what another rank has left alone.
     """
     failures = gang.failures
-    if not failures:
+    own = [end for end in failures if end.signal != "SIGTERM"] or list(failures)
+    if not own:
         return ()
-    first = failures[0].moment
-    near = [end for end in failures if end.moment - first <= TOGETHER_SECONDS]
-    return tuple(sorted(near, key=lambda end: (end.signal == "SIGTERM", end.signal is None, end.moment))[:most])
+    # Ranks that torchrun ended long ago, because a node came or went, say nothing of what failed now.
+    near = [end for end in failures if abs(end.moment - own[0].moment) <= TOGETHER_SECONDS]
+    return tuple(sorted(near, key=lambda end: (end.signal == "SIGTERM", not _by_signal(end), end.moment))[:most])
+
+
+def _by_signal(end: RankEnd) -> bool:
+    return end.signal not in {None, "SIGTERM", "SIGABRT"}
 
 
 def first_failure(gang: Gang, logs: Mapping[int, str]) -> Failure | None:
@@ -127,11 +141,10 @@ def first_failure(gang: Gang, logs: Mapping[int, str]) -> Failure | None:
     """
     chosen: RankEnd | None = None
     for end in candidates(gang):
-        if chosen is None:
-            chosen = end
-        if end.signal not in {None, "SIGTERM"}:
-            return Failure(end, last_words(logs.get(end.rank, "")))
-        if end.signal is None and not _CONSEQUENCE.search(error_of(logs.get(end.rank, ""))):
+        chosen = chosen or end
+        log = logs.get(end.rank, "")
+        said = error_of(log) if end.signal is None else last_words(log)
+        if _by_signal(end) or (end.signal != "SIGTERM" and not _CONSEQUENCE.search(said)):
             chosen = end
             break
     return Failure(chosen, last_words(logs.get(chosen.rank, ""))) if chosen else None
@@ -139,10 +152,9 @@ def first_failure(gang: Gang, logs: Mapping[int, str]) -> Failure | None:
 
 def last_words(log: str, lines: int = 20) -> str:
     """Return the last traceback of a log whole, or its last lines."""
-    text = log.rstrip()
+    text = _TAG.sub("", log).rstrip()
     begin = text.rfind("Traceback (most recent call last)")
     found = text[begin:].splitlines() if begin >= 0 else text.splitlines()[-lines:]
-    # What torch adds behind a traceback, and the tag of a rank before each line, say nothing more.
     return "\n".join(line for line in found if line.strip())[-4000:]
 
 
@@ -151,8 +163,7 @@ def error_of(log: str) -> str:
     begin = log.rfind("Traceback (most recent call last)")
     if begin < 0:
         return ""
-    for line in log[begin:].splitlines()[1:]:
-        text = re.sub(r"^\[rank\d+\]:\s?", "", line)
+    for text in _TAG.sub("", log[begin:]).splitlines()[1:]:
         if text and not text[0].isspace() and _LAST_LINE.match(text):
             return text.strip()[:400]
     return ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from nexa_infra.spec.launcher import processes_asked
 from nexa_infra.spec.torchrun import node_range, option_name
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 # What starts torchrun on a node and each of its ranks, in the run directory.
 GANG_SCRIPT = "gang.sh"
 # Options of torchrun that say where its nodes meet: one who gives them has chosen the place.
-_PLACES = frozenset({"--standalone", "--rdzv-endpoint", "--master-addr", "--master-port"})
+_ENDPOINTS = frozenset({"--rdzv-endpoint", "--master-addr", "--master-port"})
+_PLACES = _ENDPOINTS | {"--standalone"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def gang_of(launcher: Launcher, job: SlurmJob) -> Gang | None:
     elastic = least < nodes
     endpoint = launcher.rdzv_endpoint
     env = {
-        "NEXA_GANG_PROCESSES": str(launcher.nproc_per_node),
+        "NEXA_GANG_PROCESSES": str(processes_asked(launcher)),
         "NEXA_GANG_TASKS": str(job.ntasks_per_node),
         "NEXA_GANG_CORES": str(job.cores),
         "NEXA_GANG_NODES": f"{least}:{nodes}" if elastic else str(nodes),
@@ -47,6 +49,8 @@ def gang_of(launcher: Launcher, job: SlurmJob) -> Gang | None:
         "NEXA_GANG_BACKEND": launcher.rdzv_backend,
         "NEXA_GANG_TIMEOUT": str(launcher.rdzv_timeout),
     }
+    if any(option_name(word) in _ENDPOINTS for word in launcher.extra_args):
+        env["NEXA_GANG_PLACED"] = "1"
     if launcher.interface is not None:
         env |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), launcher.interface)
     if launcher.max_restarts or elastic:
@@ -74,7 +78,7 @@ def placement(launcher: Launcher, job: SlurmJob, cluster: str | None) -> str:
     if launcher.type != "torchrun":
         started = "a program" if launcher.type == "command" else launcher.python
         return f"{started} {where}" if cluster is None or job.nodes == 1 else f"{started} {where}, {job.nodes} nodes"
-    asked = launcher.nproc_per_node
+    asked = processes_asked(launcher)
     if asked == "auto":
         asked = job.gpus or job.ntasks_per_node
     many = {"gpu": f"{job.gpus} processes, one a GPU", "cpu": f"{job.cores} processes, one a core"}.get(

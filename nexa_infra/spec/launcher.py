@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -135,13 +136,14 @@ class Launcher(Spec):
 
 
 def processes_asked(launcher: Launcher) -> str | int:
-    """Return torchrun's processes a node: by its own option among extra_args, else by the key."""
+    """Return torchrun's processes a node: by its own option among extra_args, where that is understood, or the key."""
     found: str | int = launcher.nproc_per_node
     words = launcher.extra_args
     for number, word in enumerate(words):
         if option_name(word) == "--nproc-per-node":
             text = word.partition("=")[2] or (words[number + 1] if number + 1 < len(words) else "")
-            found = int(text) if text.isdigit() else text
+            with suppress(ValueError):
+                found = as_processes(text)
     return found
 
 

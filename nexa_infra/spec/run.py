@@ -83,7 +83,8 @@ class RunConfig(Spec):
         if launcher.type != "torchrun":
             return
         asked = processes_asked(launcher)
-        path: KeyPath = ("launcher", "nproc_per_node")
+        key = "nproc_per_node" if "nproc_per_node" in launcher.model_fields_set else "extra_args"
+        path: KeyPath = ("launcher", key)
         if isinstance(asked, int) and asked > job.gpus > 0:
             yield path, f"{asked} processes a node are more than its {job.gpus} GPUs (job.gpus_per_node): lower it"
         elif asked == "gpu" and not job.gpus:

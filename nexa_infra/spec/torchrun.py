@@ -10,9 +10,11 @@ from nexa_infra.spec.fields import Boolean, kind_of, one_line, shown
 # Options that would take a run's ranks out of its hands, and what to do instead.
 OPTIONS_OWNED = {
     "--run-path": "ranks are started as python -u SCRIPT: leave it out",
-    "--log-dir": "each rank has a log of its own, rank-N.log, in the trial's directory",
-    "--redirects": "each rank has a log of its own, rank-N.log, in the trial's directory",
-    "--tee": "each rank has a log of its own, rank-N.log, in the trial's directory",
+    **dict.fromkeys(("--module", "-m"), "name the module in launcher.module"),
+    **dict.fromkeys(
+        ("--log-dir", "--redirects", "-r", "--tee", "-t"),
+        "each rank has a log of its own, rank-N.log, in the trial's directory",
+    ),
 }
 
 _ENDPOINT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?):(?P<port>\d{1,5})")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ launcher: {{type: torchrun, script: train.py, nproc_per_node: 2{launcher}}}
 training: {{parameters: {{epochs: 6, steps_per_epoch: 10, step_seconds: {seconds}}}}}
 {more}
 """
+ELASTIC = ', nnodes: "1:2", max_restarts: 2'
 PATIENCE = 240.0
 
 
@@ -130,6 +131,9 @@ class Scene:
     chained: Trained
     preempted: Trained
     mute: Trained
+    lost: Trained
+    elastic: Trained
+    sweep: Trained
     killed_on: str
     taken: frozenset[int]
 
@@ -166,14 +170,18 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path, stack: ExitStack) -> Scene
     mute = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     trained = {
         "gang": planned("gang", job=", nodes: 2"),
-        "killed": planned("killed", job=", nodes: 2", seconds=0.3),
+        "killed": planned("killed", job=", nodes: 2", launcher=", rdzv_backend: static", seconds=0.3),
         "restarted": planned("restarted", job=", nodes: 2", launcher=", max_restarts: 1", seconds=0.3),
         "chained": planned(
-            "chained", time="1", seconds=1.2, more="checkpoint: {chain_until_done: true, warning_seconds: 25}"
+            "chained",
+            time="1",
+            job=", nodelist: n1",
+            seconds=0.5,
+            more="checkpoint: {chain_until_done: true, warning_seconds: 25}",
         ),
         "preempted": planned(
             "preempted",
-            job=', partition: low, nodelist: n2, gres: "gpu:h100:2", gpu_type: h100',
+            job=', partition: low, nodelist: n1, gres: "gpu:a100:4", gpu_type: a100',
             seconds=0.4,
             more="checkpoint: {requeue: 1}",
         ),
@@ -183,25 +191,40 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path, stack: ExitStack) -> Scene
             launcher=f", rdzv_endpoint: 127.0.0.1:{mute.getsockname()[1]}, rdzv_timeout: 5",
         ),
     }
+    trained["sweep"] = Trained(steps.plan(swept(project), cluster=far))
     alone = folder / "alone"
     alone.mkdir()
-    with ThreadPoolExecutor(len(trained) + 1) as pool:
-        ends = [pool.submit(each.follow) for name, each in trained.items() if name != "gang"]
+    with ThreadPoolExecutor(len(trained) + 2) as pool:
+        ends = {name: pool.submit(each.follow) for name, each in trained.items() if name != "gang"}
         try:
             trained["killed"].until_step(15)
             killed_on = trained["killed"].kill_rank(2)
             trained["restarted"].until_step(25)
             trained["restarted"].kill_rank(2)
             trained["preempted"].until_step(15)
-            slurm.submit("--partition=high", "--nodelist=n2", "--gres=gpu:h100:2", "--mem=100M", script="sleep 5")
+            slurm.submit("--partition=high", "--nodelist=n1", "--gres=gpu:a100:4", "--mem=100M", script="sleep 5")
             # The ports that the next jobs would choose.
             newest = max(int(each.job) for each in trained.values() if each.job)
             taken = frozenset(20000 + job % 12000 for job in range(newest + 1, newest + 10))
             for port in taken:
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            ends.append(pool.submit(trained["gang"].follow))
+                with suppress(OSError):  # somebody else's, which will do
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            ends["gang"] = pool.submit(trained["gang"].follow)
             run_alone(project, alone)
-            for end in ends:
+            for name in ends.keys() - {"chained", "preempted"}:  # which are on n1
+                ends[name].result(PATIENCE)
+            more = {
+                "lost": planned("lost", job=", nodes: 2", seconds=0.4, more="checkpoint: {requeue: 1}"),
+                "elastic": planned("elastic", job=", nodes: 2", launcher=ELASTIC, seconds=0.4),
+            }
+            trained |= more
+            ends |= {name: pool.submit(each.follow) for name, each in more.items()}
+            for each in more.values():
+                each.until_step(15)
+            slurm.node_down("n2")
+            more["lost"].wait(lambda: more["lost"].polls[-1].states.get("pending"))
+            slurm.node_up("n2")
+            for end in ends.values():
                 end.result(PATIENCE)
         except BaseException:
             slurm.run(["scancel", "--me"])  # whatever follows them comes to an end
@@ -215,6 +238,15 @@ def plan(project: Path, cluster: Cluster, name: str, **parts: object) -> Run:
     filled: dict[str, object] = {"time": "00:05:00", "job": "", "launcher": "", "seconds": 0.0, "more": "", **parts}
     path.write_text(CONFIG.format(name=name, venv=sys.prefix, **filled))
     return launch.plan_training(path, cluster=cluster)
+
+
+def swept(project: Path) -> Path:
+    """Write a sweep whose trials torchrun starts."""
+    path = project / "sweep.yaml"
+    text = CONFIG.format(name="swept", venv=sys.prefix, time="5", job="", launcher="", seconds=0, more="")
+    lines = [line for line in text.splitlines() if not line.startswith("training:")]
+    path.write_text("\n".join([*lines, "sweep: {parameters: {epochs: [1, 2]}}"]))
+    return path
 
 
 def run_alone(project: Path, folder: Path) -> None:
@@ -322,3 +354,30 @@ def test_nodes_that_cannot_meet_are_told_within_the_bound(scene: Scene) -> None:
     )
     trial = steps.look(mute.run)[0]
     assert trial.attempts[0].seconds < 60
+
+
+def test_a_training_whose_node_dies_is_requeued_and_goes_on(scene: Scene) -> None:
+    lost = scene.lost
+    assert lost.error is None
+    number, began, total, _ = story(lost)
+    assert (number, total) == (2, STEPS) and began > 0
+    assert len(read_submissions(lost.run.files)) == 1
+    assert lost.loss == pytest.approx(scene.gang.loss, abs=1e-6)
+
+
+def test_an_elastic_training_goes_on_with_the_nodes_that_are_left(scene: Scene) -> None:
+    elastic = scene.elastic
+    assert elastic.error is None
+    number, began, _, _ = story(elastic)
+    assert number == 1 and began > 0, "the same attempt, from its checkpoint"
+    assert "rank 0 of 4" in elastic.printed() and "rank 0 of 2" in elastic.printed()
+    assert elastic.loss == pytest.approx(scene.gang.loss, abs=1e-6)
+
+
+def test_a_sweep_s_trials_are_started_by_torchrun(scene: Scene) -> None:
+    sweep = scene.sweep
+    assert sweep.error is None
+    for index in range(2):
+        folder = Path(sweep.run.directory) / "trials" / str(index)
+        assert re.findall(r"rank (\d) of 2", (folder / "attempt-1" / "rank-1.log").read_text()) == ["1"]
+        assert (folder / "model.pt").exists()

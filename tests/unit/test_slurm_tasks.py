@@ -289,7 +289,17 @@ def test_a_retry_is_charged_under_its_own_attempt() -> None:
 
 def test_what_gave_way_is_paid_for_too() -> None:
     accounts = sacct("9_0|COMPLETED|0:0|60|1", "12_0|COMPLETED|0:0|2|1")
-    assert charges([submission(1, 1)], accounts) == {(0, 1): Charge(62, 2, 1, 2)}
+    assert charges([submission(1, 1)], accounts) == {(0, 1): Charge(2, 2, 1, 2, Charge(60, 2, 1, 2))}
+
+
+def test_an_attempt_that_went_on_with_fewer_nodes_is_one_and_paid_for_by_what_it_held_when() -> None:
+    resized = sacct("9_0|RESIZING|0:0|21|1", "9_0|COMPLETED|0:0|71|1")
+    assert charges([submission(1, 1)], resized) == {(0, 1): Charge(71, 2, 1, 2, Charge(21, 2, 1, 2))}
+    tried = {0: [Attempt(0, 1, 1.0, "n1", 90.0, 0)]}
+    found = task_states([submission(1, 1)], [], [], resized, tried, "60")
+    assert found[0].attempt == 1 and found[0].state == "COMPLETED"
+    half = sacct("9_0|RESIZING|0:0|21|1")
+    assert unexplained([submission(1, 1)], {}, half, {}) == [0], "accounting lags behind its end"
 
 
 def test_what_accounting_cannot_say_is_not_charged_as_nothing() -> None:

@@ -198,7 +198,7 @@ def test_a_preview_starts_nothing_and_says_nothing_else(home: Path) -> None:
     assert "3 trials, not submitted" in done.stdout
     assert "#SBATCH --time=00:02:00" in done.stdout
     assert not home.exists()
-    assert "1 trials, not submitted" in verb("train", "one.yaml", "--preview").stdout
+    assert "1 trial, not submitted" in verb("train", "one.yaml", "--preview").stdout
     assert not home.exists()
 
 

@@ -13,11 +13,12 @@ from nexa_infra.hosts.local import LocalHost
 from nexa_infra.hosts.shell import join
 from nexa_infra.monitoring.costs import CostEstimate, estimate_batch_cost
 from nexa_infra.monitoring.report import CostReport
-from nexa_infra.monitoring.report_text import money
+from nexa_infra.monitoring.report_text import counted, money
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.base import Admission
 from nexa_infra.scheduling.script import array_spec, log_option, render_script, write_script
+from nexa_infra.scheduling.torchrun import placement
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher
 from nexa_infra.spec.load import code_root, problem_at, read_config
@@ -44,6 +45,7 @@ class SlurmBatchArtifacts:
     report: CostReport | None = None
     notes: tuple[str, ...] = ()  # what a person should know before it runs
     starts: str | None = None  # when the scheduler expects to start it
+    placement: str = ""  # where a trial runs, and what starts it
 
     @property
     def script(self) -> Path | None:
@@ -147,6 +149,7 @@ def preview_batch(run: Run, estimate: CostEstimate, admission: Admission | None 
         estimate=estimate,
         notes=said.notes,
         starts=said.starts,
+        placement=placement(run.config.launcher, run.config.job, run.cluster.name if run.cluster else None),
     )
 
 
@@ -201,7 +204,9 @@ def _estimate(config: SweepConfig | TrainingConfig, run_id: str) -> CostEstimate
 
 def preview_markdown(batch: SlurmBatchArtifacts) -> str:
     """Show a preview as Markdown: the trials at both ends, the cost, the script."""
-    lines = [f"# {batch.trials:,} trials, not submitted", "", f"Array `{batch.array}`", ""]
+    lines = [f"# {counted(batch.trials, 'trial')}, not submitted", "", f"Array `{batch.array}`", ""]
+    if batch.placement:
+        lines += [f"**A trial** runs by {batch.placement}", ""]
     if batch.estimate is not None:
         ceiling = batch.estimate.ceiling_usd
         price = batch.estimate.price

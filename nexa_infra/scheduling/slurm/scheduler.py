@@ -41,7 +41,7 @@ class _Seen:
 
 
 # States of sacct that are no ends.
-_GOING = frozenset({"RUNNING", "PENDING"})
+_GOING = frozenset({"RUNNING", "PENDING", tasks.RESIZED})
 
 _seen: dict[str, _Seen] = {}
 _lock = threading.Lock()

@@ -22,6 +22,9 @@ _RUNNING = frozenset(
 # sacct's states of an attempt that has not ended; one that was put back into the queue has.
 _OPEN = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"})
 
+# sacct's row of what an attempt held until it went on with fewer nodes.
+RESIZED = "RESIZING"
+
 # The last signal that there is, and the numbers by which sacct says that a script could not be set up, or that it was
 # ended for its memory.
 _LAST_SIGNAL, _SET_UP, _MEMORY = 64, 53, 125
@@ -90,7 +93,7 @@ def task_states(
                 words = ended(each.state, walltime=walltime)
                 by_array[trial][each.array_id] = TaskState(_last(attempts, trial, first), each.state, words=words)
     for trial, number, account in charged(submissions, accounts):
-        if newest.get(trial) != account.name or account.state in _OPEN | _WAITING:
+        if newest.get(trial) != account.name or account.state in _OPEN | _WAITING | {RESIZED}:
             continue
         state = _state(account)
         words = ended(
@@ -162,7 +165,7 @@ def unexplained(
     told = {
         trial
         for trial, number, row in charged(submissions, accounts)
-        if row.state not in _OPEN | _WAITING
+        if row.state not in _OPEN | _WAITING | {RESIZED}
         and row.name == newest[trial]
         and number >= (attempts[trial][-1].number if attempts.get(trial) else 0)
     }
@@ -189,7 +192,7 @@ def charged(
             if task < len(trials):
                 trial, first = trials[task]
                 yield trial, first + seen[row.array_id, task], row
-                seen[row.array_id, task] += 1
+                seen[row.array_id, task] += row.state != RESIZED  # the same attempt goes on, with fewer nodes
 
 
 def charges(
@@ -206,8 +209,8 @@ def charges(
         gpus = sum(gpus_of(row.allocated).values())
         billing = row.allocated.get("billing") if row.allocated else 0  # it never started
         before = found.get((trial, attempt))
-        seconds = row.elapsed + (before.seconds if before else 0)
-        found[trial, attempt] = Charge(seconds, row.allocated.get("cpu", 0), gpus, billing)
+        held = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing, before)
+        found[trial, attempt] = held
     return found
 
 

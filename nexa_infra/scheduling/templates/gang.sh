@@ -79,7 +79,8 @@ told_alone() {
 warn() {
   local word rank restart pid
   local -A alive=()
-  told_alone || return
+  # On a machine without Slurm the whole process group was told, and ranks are in sessions of their own.
+  told_alone || [[ ${NEXA_SCHEDULER-} == local ]] || return
   while IFS=$'\t' read -r word rank restart pid _; do
     case $word in
       start) alive[$rank]=$pid ;;
@@ -92,7 +93,7 @@ warn() {
 # Gives up nodes that have not found each other: torchrun itself may wait for ever for a store that says nothing.
 give_up() {
   local word pid last=''
-  sleep $((NEXA_GANG_TIMEOUT + 10))
+  read -rt $((NEXA_GANG_TIMEOUT + 10)) _ <> <(:) # a sleep that leaves no process behind
   while read -r word pid _; do
     case $word in
       agent) last=$pid ;;
@@ -127,7 +128,9 @@ node() {
   fi
   processes
   options=("--nproc-per-node=$processes" "--max-restarts=$NEXA_GANG_RESTARTS")
-  if [[ -z $NEXA_GANG_ENDPOINT ]]; then
+  if [[ -n ${NEXA_GANG_PLACED-} && ${NEXA_SCHEDULER-} != local ]]; then
+    options+=("--nnodes=$NEXA_GANG_NODES" "--node-rank=${SLURM_NODEID:-0}") # its own options say where
+  elif [[ -z $NEXA_GANG_ENDPOINT ]]; then
     options+=(--standalone)
   elif [[ $NEXA_GANG_BACKEND == static ]]; then
     options+=("--nnodes=$NEXA_GANG_NODES" --rdzv-backend=static "--node-rank=${SLURM_NODEID:-0}"
