@@ -51,14 +51,15 @@ async def heard(run: Run, *says: Say | None) -> AsyncIterator[None]:
 def _listen(run: Run, says: Sequence[Say], stop: threading.Event) -> None:
     gathered = _Lines(says)
     before = _newest(run)
-    told = before.number if before is not None and before.ended is not None else 0
+    # An attempt that is over has been heard, or nobody was there to hear it.
+    told = before.number - (before.ended is None) if before is not None else 0
     while True:
         last = stop.is_set()  # what was written until then is read once more
         newest = _newest(run)
         if newest is not None and newest.number > told:
-            told = newest.number
-            for piece in _pieces(run, newest.number, stop):
-                gathered.take(piece)
+            told += 1
+            for file, piece in _pieces(run, told, stop):
+                gathered.take(piece, file)
             gathered.end()
         elif last:
             return
@@ -74,8 +75,8 @@ def _newest(run: Run) -> Attempt | None:
     return None
 
 
-def _pieces(run: Run, attempt: int, stop: threading.Event) -> Iterator[bytes]:
-    """Yield what an attempt prints, until there is a newer one or the run has ended; nothing (`b""`) now and then."""
+def _pieces(run: Run, attempt: int, stop: threading.Event) -> Iterator[tuple[int, bytes]]:
+    """Yield what an attempt prints, by file, until a newer one is there or the run has ended; now and then nothing."""
     files = RunDirectory(Path(run.directory))
     if run.config.launcher.type == "torchrun":
         paths = [files.ranks(0, attempt) / "rank-0.log"]
@@ -83,41 +84,43 @@ def _pieces(run: Run, attempt: int, stop: threading.Event) -> Iterator[bytes]:
         paths = [files.stdout(0, attempt), files.stderr(0, attempt)]
     pieces = _pieces_there(run, paths) if run.mirror is not None else _pieces_here(paths)
     with closing(pieces):
-        for piece in pieces:
-            yield piece
+        for file, piece in pieces:
+            yield file, piece
             if not piece:
                 newest = _newest(run)
                 if stop.is_set() or (newest is not None and newest.number > attempt):
                     return
 
 
-def _pieces_here(paths: Sequence[Path]) -> Generator[bytes, None, None]:
+def _pieces_here(paths: Sequence[Path]) -> Generator[tuple[int, bytes], None, None]:
     offsets = dict.fromkeys(paths, 0)
     while True:
         quiet = True
-        for path in paths:
+        for file, path in enumerate(paths):
             with suppress(OSError), path.open("rb") as stream:
                 stream.seek(offsets[path])
                 while piece := stream.read(_PIECE):
                     offsets[path] += len(piece)
                     quiet = False
-                    yield piece
-        yield b""
+                    yield file, piece
+        yield 0, b""
         if quiet:
             time.sleep(GATHER_SECONDS)
 
 
-def _pieces_there(run: Run, paths: Sequence[Path]) -> Generator[bytes, None, None]:
+def _pieces_there(run: Run, paths: Sequence[Path]) -> Generator[tuple[int, bytes], None, None]:
     start = "+1"
     while True:
         try:
             argv = ["tail", "-q", "-c", start, "-F", "--", *map(str, paths)]
-            yield from host_of(run.cluster).stream(argv, every=GATHER_SECONDS)
+            with closing(host_of(run.cluster).stream(argv, every=GATHER_SECONDS)) as pieces:
+                for piece in pieces:
+                    yield 0, piece
         except HostError:
-            yield b"(the connection was cut: lines may be missing here; `nexa-infra logs` shows all)\n"
+            yield 0, b"(the connection was cut: lines may be missing here; `nexa-infra logs` shows all)\n"
         start = "0"
         time.sleep(GATHER_SECONDS)
-        yield b""
+        yield 0, b""
 
 
 class _Lines:
@@ -125,25 +128,25 @@ class _Lines:
 
     def __init__(self, says: Sequence[Say]) -> None:
         self._says = says
-        self._rest = b""
+        self._rests: dict[int, bytes] = {}
         self._lines: list[str] = []
         self._said = 0.0
 
-    def take(self, piece: bytes) -> None:
-        """Take a piece; the lines that are whole are told, at the latest when nothing more comes."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > MOST_LINE:
-            lines.append(self._rest)
-            self._rest = b""
+    def take(self, piece: bytes, file: int = 0) -> None:
+        """Take a piece of a file; the lines that are whole are told, at the latest when nothing more comes."""
+        *lines, rest = (self._rests.get(file, b"") + piece).split(b"\n")
+        if len(rest) > MOST_LINE:
+            lines.append(rest)
+            rest = b""
+        self._rests[file] = rest
         self._lines += map(_shown, lines)
         if not piece or time.monotonic() - self._said >= GATHER_SECONDS:
             self._say()
 
     def end(self) -> None:
         """Tell what is left, though its last line has no end."""
-        if self._rest:
-            self._lines.append(_shown(self._rest))
-            self._rest = b""
+        self._lines += [_shown(rest) for rest in self._rests.values() if rest]
+        self._rests.clear()
         self._say()
 
     def _say(self) -> None:
@@ -153,6 +156,16 @@ class _Lines:
                     say(self._lines)
             self._lines = []
         self._said = time.monotonic()
+
+
+def texts(pieces: Sequence[bytes]) -> list[str]:
+    """Return the lines of some pieces, as they would be told."""
+    found: list[str] = []
+    gathered = _Lines([found.extend])
+    for piece in pieces:
+        gathered.take(piece)
+    gathered.end()
+    return found
 
 
 def _shown(line: bytes) -> str:

@@ -32,7 +32,7 @@ fi"""
 
 
 def torchrun_check(run: Run) -> str:
-    """Return POSIX shell that says, on a login node, that the environment that the job names has no torchrun.
+    """Return POSIX shell that says that the environment that the job names has no torchrun.
 
     Where modules, conda or lines of shell make it, only a node can tell.
     """
@@ -52,7 +52,9 @@ fi"""
 def lacking_here(run: Run, environment: Mapping[str, str]) -> list[str]:
     """Say what this machine lacks for a run: a place for its checkpoints, torchrun in its trials' environment."""
     found = [_told("sh", checkpoints_check(run), environment)] if run.config.checkpoint.dir else []
-    if run.config.launcher.type == "torchrun":
+    if told := _told("sh", torchrun_check(run), environment):
+        found.append(told)
+    elif run.config.launcher.type == "torchrun":
         lines = "\n".join(setup_lines(run.config.job.setup))
         script = (
             f"set_up() {{\n{lines or 'true'}\n}}\nset_up >/dev/null 2>&1; command -v torchrun >/dev/null || echo no"

@@ -22,6 +22,7 @@ import pytest
 from nexa_infra.errors import RunFailedError
 from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, steps
+from nexa_infra.operations.voice import speaker
 from nexa_infra.runs.ranks import Gang, read_gang, read_records
 from nexa_infra.runs.record import Run, read_submissions
 from nexa_infra.scheduling.watch import Poll
@@ -51,16 +52,15 @@ class Trained:
     run: Run
     polls: list[Poll] = field(default_factory=list)
     error: BaseException | None = None
-    seconds: float = 0.0
+    heard: list[str] = field(default_factory=list)
 
     def follow(self) -> None:
         """Take it to its end."""
-        begun = time.monotonic()
+        speaker.set(self.heard.extend)  # of this thread
         try:
             launch.follow_run(self.run, tell=self.polls.append)
         except Exception as error:  # noqa: BLE001 - a test's to look at
             self.error = error
-        self.seconds = time.monotonic() - begun
 
     def there(self, name: str) -> Path:
         """A file of its trial, on the cluster."""
@@ -284,6 +284,7 @@ def test_four_ranks_on_two_nodes_make_what_one_process_makes(scene: Scene) -> No
     said = [line.groups() for line in lines if line]
     assert [rank for _, _, rank in said] == ["0", "1", "2", "3"] and len(set(said)) == 4
     assert sorted(node for node, _, _ in said) == ["n1", "n1", "n2", "n2"]
+    assert "\n".join(gang.heard) == gang.there("attempt-1/rank-0.log").read_text().rstrip(), "over SSH, as it came"
     assert "rank 0 of 4" in gang.printed() and "rank 1 of 4" not in gang.printed(), "rank 0 is heard, the others kept"
     assert difference(gang.there("model.pt"), scene.alone) <= 1e-6
 

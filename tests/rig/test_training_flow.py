@@ -19,6 +19,7 @@ launcher:
     - bash
     - -c
     - |
+      echo "I have begun"
       echo '{"step": 1, "total_steps": 2, "loss": 2.5}' >>"$NEXA_METRICS_LOG"
       until [ -e "$NEXA_RUN_DIR/go" ]; do sleep 0.1; done
       echo '{"step": 2, "loss": NaN, "accuracy": 0.5}' >>"$NEXA_METRICS_LOG"
@@ -64,6 +65,7 @@ def test_metrics_are_artifacts_while_the_flow_runs_and_pictures_in_its_report(
     finally:
         flow.kill()
     assert flow.returncode == 0, said
+    assert said.count("I have begun") == 1, "what it prints is in the flow's log"
     assert said.count("loss is NaN at step 2") >= 1 and "WARNING" in said
     assert str(artifact("metrics-watched").flow_run_id) == run.labels["flow_run_id"]
     shown = data("metrics-watched")
