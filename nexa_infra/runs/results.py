@@ -193,8 +193,8 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
     if last is None or (task is not None and task.attempt > last.number):
         # The newest attempt has not started.
         return "cancelled" if cancelled and said in {None, "pending"} else said or "pending"
-    if last.cause is not None and said != "cancelled" and (last.ended is not None or said in {None, "failed"}):
-        return _BY_CAUSE.get(last.cause, ("failed", ""))[0]
+    if last.cause is not None and (last.ended is not None or said in {None, "failed", "timeout", "cancelled"}):
+        return "cancelled" if said == "cancelled" else _BY_CAUSE.get(last.cause, ("failed", ""))[0]
     if last.ended is None or last.signal == "KILL":
         return said if said and said != "pending" else "interrupted"
     if "TERM" in (last.signal or "").split():

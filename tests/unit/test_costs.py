@@ -141,6 +141,30 @@ def test_a_runs_ceiling_counts_every_trial_node_gpu_and_attempt() -> None:
     assert (estimate.job_count, estimate.run_id) == (4, "20261124-101203-t-a1b2")
 
 
+@pytest.mark.parametrize(
+    ("config", "attempts"),
+    [
+        ({"checkpoint": {"requeue": 3}}, 4),
+        ({"checkpoint": {"requeue": 3}, "retry": {"times": 2}}, 6),
+        ({"checkpoint": {"requeue": 3, "chain_until_done": True}}, 4),
+        ({"checkpoint": {"dir": "/kept"}}, 1),
+    ],
+)
+def test_a_runs_ceiling_counts_every_time_that_a_job_goes_back_into_the_queue(
+    config: dict[str, Any], attempts: int
+) -> None:
+    estimate = estimate_run(a_run(job={"time": "1:00:00", "cost_per_core_hour": "0.01"}, **config))
+    assert estimate.attempts_per_trial == attempts
+    assert estimate.ceiling_usd == 4 * attempts * Decimal("0.01")
+
+
+def test_a_chain_without_an_end_has_no_ceiling() -> None:
+    run = a_run(job={"time": "1:00:00"}, checkpoint={"chain_until_done": True})
+    estimate = estimate_run(run, [3600])
+    assert (estimate.ceiling_usd, estimate.duration_hours, estimate.unit_hours) == (None, None, None)
+    assert estimate.expectation_usd == 4 * Decimal("0.0529")
+
+
 def test_a_runs_cores_are_those_of_all_tasks_on_a_node() -> None:
     run = a_run(job={"time": "1:00:00", "ntasks_per_node": 2, "cpus_per_task": 3, "cost_per_core_hour": "0.01"})
     assert estimate_run(run).units_per_node == 6

@@ -30,6 +30,47 @@ def test_what_comes_next(state: State, policy: Policy, expected: Action) -> None
     assert decide(state, policy) == expected
 
 
+CHAIN = Policy(requeues=None)
+REQUEUE = Policy(requeues=2)
+
+
+@pytest.mark.parametrize(
+    ("states", "used", "policy", "expected"),
+    [
+        # What was interrupted goes on, as often as it may.
+        (("timeout",), {0: 1}, Policy(), Finish()),
+        (("timeout",), {0: 1}, REQUEUE, Submit(((0, 2),))),
+        (("preempted",), {0: 2}, REQUEUE, Submit(((0, 3),))),
+        (("timeout",), {0: 3}, REQUEUE, Finish()),
+        (("timeout",), {0: 3}, Policy(requeues=2, retries=3, retry_on=frozenset({"timeout"})), Submit(((0, 4),))),
+        (("timeout", "preempted", "completed"), {0: 1, 1: 3, 2: 1}, REQUEUE, Submit(((0, 2),))),
+        # A chain ends only by itself.
+        (("timeout",), {0: 99}, CHAIN, Submit(((0, 100),))),
+        (("preempted",), {0: 99}, CHAIN, Submit(((0, 100),))),
+        (("timeout",), {}, CHAIN, Finish()),
+        # What failed was not interrupted.
+        (("failed",), {0: 1}, CHAIN, Finish()),
+        (("out_of_memory",), {0: 1}, REQUEUE, Finish()),
+        (("node_fail",), {0: 1}, REQUEUE, Finish()),
+        (("cancelled",), {0: 1}, CHAIN, Finish()),
+    ],
+)
+def test_what_was_interrupted_goes_on(
+    states: tuple[str, ...], used: dict[int, int], policy: Policy, expected: Action
+) -> None:
+    assert decide(State(False, states, used), policy) == expected
+    assert decide(State(True, states, used), policy) == Wait(), "a job that puts itself back is waited for"
+    assert decide(State(False, states, used, cancelled=True), policy) == Finish()
+
+
+def test_an_interruption_counts_towards_the_most_only_once_it_is_final() -> None:
+    policy = Policy(requeues=1, max_failures=1)
+    assert decide(State(False, ("timeout", "completed"), {0: 1, 1: 1}), policy) == Submit(((0, 2),))
+    assert decide(State(False, ("timeout", "completed"), {0: 2, 1: 1}), policy) == Finish()
+    stop = decide(State(True, ("timeout", "running"), {0: 2, 1: 1}), policy)
+    assert stop == Stop("1 trial failed, and retry.max_failures is 1")
+
+
 def test_a_failure_counts_towards_the_most_only_once_it_is_final() -> None:
     policy = Policy(retries=1, retry_on=frozenset({"failed"}), max_failures=1)
     assert decide(State(True, ("failed", "running"), {0: 1}), policy) == Wait()

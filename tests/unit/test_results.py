@@ -22,8 +22,10 @@ from nexa_infra.runs.results import (
     read_metrics,
     read_results,
     read_states,
+    read_trials,
     write_results,
 )
+from nexa_infra.spec.sweep import SweepDefinition
 
 
 @pytest.fixture
@@ -42,6 +44,9 @@ TOLD = replace(GOOD, exit_code=143, signal="TERM")
 TOLD_AND_GOOD = replace(GOOD, signal="TERM")
 WARNED_AND_GOOD = replace(GOOD, signal="USR1")
 KILLED = replace(GOOD, exit_code=137, signal="KILL")
+WARNED = replace(GOOD, exit_code=143, signal="USR1", cause="timeout")
+GAVE_WAY = replace(TOLD, cause="preempted")
+STUCK = replace(WARNED, cause="stuck")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,21 @@ KILLED = replace(GOOD, exit_code=137, signal="KILL")
         ([TOLD], TaskState(1, "INTERRUPTED", 143), False, "interrupted"),
         ([TOLD], None, False, "interrupted"),
         ([TOLD_AND_GOOD], None, False, "interrupted"),
+        # Its script says why: the scheduler saw only a job that failed, or that went back into the queue.
+        ([WARNED], None, False, "timeout"),
+        ([WARNED], TaskState(1, "FAILED", 143), False, "timeout"),
+        ([WARNED], TaskState(1, "COMPLETED", 0), False, "timeout"),
+        ([WARNED], TaskState(1, "CANCELLED", 143), True, "cancelled"),
+        ([WARNED], TaskState(2, "PENDING"), False, "pending"),
+        ([WARNED, replace(GOOD, number=2)], None, False, "completed"),
+        ([GAVE_WAY], TaskState(1, "FAILED", 143), False, "preempted"),
+        ([GAVE_WAY], TaskState(1, "INTERRUPTED"), False, "preempted"),
+        ([STUCK], TaskState(1, "TIMEOUT", 143), False, "failed"),
+        ([replace(STUCK, ended=None)], TaskState(1, "TIMEOUT"), False, "failed"),
+        ([replace(WARNED, ended=None)], None, False, "timeout"),
+        ([replace(WARNED, ended=None)], TaskState(1, "RUNNING"), False, "running"),
+        ([replace(WARNED, ended=None)], TaskState(1, "NODE_FAIL"), False, "node_fail"),
+        ([replace(WARNED, cause="a word of next year")], None, False, "failed"),
         # The newest attempt counts, also before it has started.
         ([BAD, replace(GOOD, number=2)], None, False, "completed"),
         ([BAD], TaskState(2, "PENDING"), False, "pending"),
@@ -108,6 +128,32 @@ def test_attempts_are_read_in_order_whatever_file_they_are_in(directory: RunDire
     first, second = read_attempts(directory)[3]
     assert first == Attempt(3, 1, 100.0, "n1", 101.5, 1, "USR1 TERM")
     assert second == Attempt(3, 2, 200.0, "n2", 210.0, 0, None)
+
+
+def test_an_attempt_knows_what_ended_it(directory: RunDirectory) -> None:
+    (directory.status / "7_3").write_text(
+        "start\t3\t1\t100\tn1\nwhy\t3\t1\tstuck\nwhy\t3\t1\ttimeout\nend\t3\t1\t101.5\t143\tUSR1\n"
+        "start\t3\t2\t200\tn1\nwhy\t3\t2\tpreewhy\t3\t2\tpreempted\nwhy\t3\t3\ttimeout\n"
+    )
+    first, second = read_attempts(directory)[3]
+    assert (first.cause, first.signal) == ("timeout", "USR1"), "its last word counts"
+    assert second == Attempt(3, 2, 200.0, "n1", cause="preempted")
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "words"),
+    [
+        ("timeout", "timeout", "ended after the warning that its walltime would soon be over"),
+        ("preempted", "preempted", "gave way to a job with a better claim"),
+        ("stuck", "failed", "came to its walltime without a new checkpoint: chained on, it would never end"),
+    ],
+)
+def test_what_ended_a_trial_is_told_in_words(directory: RunDirectory, cause: str, state: str, words: str) -> None:
+    (directory.status / "7_0").write_text(f"start\t0\t1\t100\tn1\nwhy\t0\t1\t{cause}\nend\t0\t1\t101\t143\tUSR1\n")
+    sweep = SweepDefinition.model_validate({"parameters": {"lr": ["1", "2"]}})
+    first, second = read_trials(directory, sweep, {0: TaskState(1, "FAILED", 143, words="the scheduler's")})
+    assert (first.state, first.reason) == (state, words)
+    assert (second.state, second.reason) == ("pending", "")
 
 
 @pytest.mark.parametrize("length", range(len("end\t3\t1\t101.5\t0\t\n")))
