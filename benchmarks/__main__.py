@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import flow, main_job, peers, slurm, start, status, sync, trials
+from benchmarks import flow, main_job, peers, slurm, start, status, sync, training, trials
 from benchmarks.measure import BenchmarkError, Figure, say
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "slurm": slurm.slurm,
     "peers": peers.peers,
     "sync": sync.sync,
+    "training": training.training,
     "make-run": main_job.make_run,
 }
 

@@ -176,7 +176,7 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path, stack: ExitStack) -> Scene
             "chained",
             time="1",
             job=", nodelist: n1",
-            seconds=0.5,
+            seconds=0.35,
             more="checkpoint: {chain_until_done: true, warning_seconds: 25}",
         ),
         "preempted": planned(
