@@ -174,7 +174,7 @@ _BY_SCHEDULER: dict[str, TrialState] = {
 _BY_CAUSE: dict[str, tuple[TrialState, str]] = {
     "timeout": ("timeout", "ended after the warning that its walltime would soon be over"),
     "preempted": ("preempted", "gave way to a job with a better claim"),
-    "stuck": ("failed", "came to its walltime without a new checkpoint: chained on, it would never end"),
+    "stuck": ("failed", "came to its walltime twice without a new checkpoint: chained on, it would never end"),
 }
 
 # Ends that the scheduler brings about, whatever the program's exit code.

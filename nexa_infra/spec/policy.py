@@ -45,7 +45,7 @@ class Checkpoint(Spec):
     )
     chain_until_done: Truth = Field(
         default=False,
-        description="requeue as often as it takes, as long as each attempt leaves a new checkpoint; job.time over the "
+        description="requeue as often as it takes, as long as checkpoints come; job.time over the "
         "partition's limit is cut to it",
     )
 

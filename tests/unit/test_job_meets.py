@@ -133,7 +133,7 @@ def test_a_job_that_requeues_itself_is_warned_and_requeued_by_slurm_s_options() 
 
 
 # Ends of a trial: what the script says of why, with Slurm's word on the job.
-ENDS: list[tuple[dict[str, Any], str, int, str, bool, str]] = [
+ENDS: list[tuple[dict[str, Any], str, int, str, bool | None, str]] = [
     ({"requeue": 1}, " USR1", 143, "", False, "timeout"),
     ({"requeue": 1}, " USR1", 0, "", False, ""),
     ({"requeue": 1}, " USR1", 0, "", True, "timeout"),  # it has saved itself: it goes on
@@ -141,7 +141,8 @@ ENDS: list[tuple[dict[str, Any], str, int, str, bool, str]] = [
     ({"requeue": 1}, "", 1, "", False, ""),
     ({"requeue": 1}, " TERM", 143, " PreemptTime=None ", False, ""),
     ({"requeue": 1}, " TERM", 143, " PreemptTime=2026-11-24T08:15:00 ", False, "preempted"),
-    ({"chain_until_done": True}, " USR1", 143, "", False, "stuck"),
+    ({"chain_until_done": True}, " USR1", 143, "", False, "timeout"),
+    ({"chain_until_done": True}, " USR1", 143, "", None, "stuck"),
     ({"chain_until_done": True}, " USR1", 143, "", True, "timeout"),
     ({"chain_until_done": True}, " USR1", 0, "", False, ""),
 ]
@@ -149,7 +150,7 @@ ENDS: list[tuple[dict[str, Any], str, int, str, bool, str]] = [
 
 @pytest.mark.parametrize(("checkpoint", "caught", "code", "job", "saved", "why"), ENDS)
 def test_why_a_trial_has_ended_is_told(
-    tmp_path: Path, checkpoint: dict[str, Any], caught: str, code: int, job: str, saved: bool, why: str
+    tmp_path: Path, checkpoint: dict[str, Any], caught: str, code: int, job: str, saved: bool | None, why: str
 ) -> None:
     (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "JobId=7{job}x=y"\n')
     (tmp_path / "scontrol").chmod(0o755)
@@ -159,6 +160,9 @@ def test_why_a_trial_has_ended_is_told(
     (kept / ".nexa-warning").touch()
     for number, name in enumerate((".nexa-attempt", ".nexa-warning"), 1):
         os.utime(kept / name, (number, number))
+    if saved is None:  # nor did the attempt before
+        (kept / ".nexa-idle").touch()
+        os.utime(kept / ".nexa-idle", (0, 0))
     if saved:
         (kept / "last.pt").touch()
     body = f"""set -u

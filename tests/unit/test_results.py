@@ -145,7 +145,7 @@ def test_an_attempt_knows_what_ended_it(directory: RunDirectory) -> None:
     [
         ("timeout", "timeout", "ended after the warning that its walltime would soon be over"),
         ("preempted", "preempted", "gave way to a job with a better claim"),
-        ("stuck", "failed", "came to its walltime without a new checkpoint: chained on, it would never end"),
+        ("stuck", "failed", "came to its walltime twice without a new checkpoint: chained on, it would never end"),
     ],
 )
 def test_what_ended_a_trial_is_told_in_words(directory: RunDirectory, cause: str, state: str, words: str) -> None:
