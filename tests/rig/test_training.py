@@ -172,12 +172,13 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path, stack: ExitStack) -> Scene
         "gang": planned("gang", job=", nodes: 2"),
         "killed": planned("killed", job=", nodes: 2", launcher=", rdzv_backend: static", seconds=0.3),
         "restarted": planned("restarted", job=", nodes: 2", launcher=", max_restarts: 1", seconds=0.3),
+        # Slurm looks every 30 s and warns up to 30 s early: 14 to 44 s after the start, which is less than it takes.
         "chained": planned(
             "chained",
             time="1",
             job=", nodelist: n1",
-            seconds=0.35,
-            more="checkpoint: {chain_until_done: true, warning_seconds: 25}",
+            seconds=0.8,
+            more="checkpoint: {chain_until_done: true, warning_seconds: 16}",
         ),
         "preempted": planned(
             "preempted",
