@@ -52,9 +52,11 @@ fi"""
 def lacking_here(run: Run, environment: Mapping[str, str]) -> list[str]:
     """Say what this machine lacks for a run: a place for its checkpoints, torchrun in its trials' environment."""
     found = [_told("sh", checkpoints_check(run), environment)] if run.config.checkpoint.dir else []
+    if run.config.launcher.type != "torchrun":
+        return [each for each in found if each]
     if told := _told("sh", torchrun_check(run), environment):
         found.append(told)
-    elif run.config.launcher.type == "torchrun":
+    else:
         lines = "\n".join(setup_lines(run.config.job.setup))
         script = (
             f"set_up() {{\n{lines or 'true'}\n}}\nset_up >/dev/null 2>&1; command -v torchrun >/dev/null || echo no"
@@ -73,7 +75,7 @@ def lacking_here(run: Run, environment: Mapping[str, str]) -> list[str]:
 def _told(shell: str, script: str, environment: Mapping[str, str]) -> str:
     try:
         done = subprocess.run(
-            [shell, "-c", script],
+            [f"/bin/{shell}", "-c", script],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
