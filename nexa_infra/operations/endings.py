@@ -66,7 +66,7 @@ _OWN_FAULT: frozenset[TrialState] = frozenset({"failed", "out_of_memory"})
 
 def _explained(run: Run, trial: Trial) -> Trial:
     launcher = run.config.launcher
-    if launcher.type != "torchrun" or trial.attempts[-1:] == ():
+    if launcher.type != "torchrun" or not trial.attempts:
         return trial
     gang, failure = gang_failure(run, trial.index, trial.attempt)
     told = str(failure) if failure else no_rendezvous(gang, run.config.job.nodes, launcher.rdzv_timeout)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nexa_infra.runs.results import ENDED_BADLY
-from nexa_infra.runs.series import Recorder
+from nexa_infra.runs.series import read_log
 from nexa_infra.scheduling.trackers import tags_of, trial_name
 from nexa_infra.spec.launcher import written
 
@@ -31,9 +31,6 @@ _NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 # A trial's own files that are logged: more, larger ones, or such with names that no URL takes, stay where they are.
 MOST_FILES = 100
 MOST_FILE_BYTES = 10 * 2**20
-# How much of a metrics log is read, bytes.
-_MOST_LOG = 64 * 2**20
-_PIECE = 2**20
 _NO_FILE_NAME = re.compile(r"[^\w.\- +=@,()]")
 
 
@@ -177,15 +174,7 @@ def _measured(run: Run, trial: Trial, moment: int) -> Iterator[Point]:
 
 
 def _history(path: Path, moment: int) -> Iterator[Point]:
-    recorder = Recorder()
-    try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-            while recorder.taken < _MOST_LOG and (piece := stream.read(_PIECE)):
-                recorder.take(piece)
-    except OSError:
-        return
-    recorder.end()
-    log = recorder.log()
+    log = read_log(path)
     for series in log.series if log is not None else ():
         whole = all(step.is_integer() and abs(step) < 2**53 for step, _ in series.points)
         for number, (step, value) in enumerate(series.points):

@@ -243,7 +243,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Where the trial wrote none, or something other than a JSON object of at most 16 MiB, there are none.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with open(path, "rb", opener=without_waiting) as stream:
             raw = stream.read(_MOST_METRICS + 1) or b""
         data = json.loads(raw) if len(raw) <= _MOST_METRICS else None
         return dict(_flatten(data)) if isinstance(data, dict) else {}
@@ -251,8 +251,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    # A trial's file may be anything: a pipe must not hold up whoever reads it.
+def without_waiting(path: str, flags: int) -> int:
+    """Open a trial's file, which may be anything: a pipe must not hold up whoever reads it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

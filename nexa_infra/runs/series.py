@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nexa_infra.runs.results import without_waiting
+
 AXES = ("step", "epoch", "iteration")
 LINE = "line"  # the axis of a log whose lines do not say where they stand
 _OF_STEPS = ("step", "iteration")
@@ -271,7 +273,7 @@ class LogReader:
 
     def _next(self, most: int) -> bytes:
         try:
-            with open(self.path, "rb", buffering=0, opener=_without_waiting) as stream:
+            with open(self.path, "rb", buffering=0, opener=without_waiting) as stream:
                 found = os.fstat(stream.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     return b""
@@ -308,11 +310,6 @@ def glance(path: Path) -> Progress | None:
 
 
 _GLANCE = 2**18
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    # A trial's file may be anything: a pipe must not hold up whoever reads it.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> Sequence[Point]:

@@ -161,13 +161,14 @@ def test_why_a_trial_has_ended_is_told(
     for number, name in enumerate((".nexa-attempt", ".nexa-warning"), 1):
         os.utime(kept / name, (number, number))
     if saved is None:  # nor did the attempt before
-        (kept / ".nexa-idle").touch()
+        (kept / ".nexa-idle").write_text("1\n")
         os.utime(kept / ".nexa-idle", (0, 0))
     if saved:
         (kept / "last.pt").touch()
     body = f"""set -u
 {function(script({}, {}, checkpoint=checkpoint), "ended_by")}
 {function(script({}, {}, checkpoint=checkpoint), "may_requeue")}
+{function(script({}, {}, checkpoint=checkpoint), "moves_on") if "chain_until_done" in checkpoint else ""}
 nexa_caught='{caught}' nexa_code={code} nexa_checkpoints=kept nexa_status=status nexa_why='' nexa_job=7
 nexa_trial=0 nexa_attempt=2
 ended_by
@@ -178,3 +179,26 @@ printf '%s' "$nexa_why"
     assert (done.stdout, done.stderr) == (why, "")
     status = tmp_path / "status"
     assert (status.read_text() if status.exists() else "") == (f"why\t0\t2\t{why}\n" if why else "")
+
+
+@pytest.mark.parametrize(("restarts", "asked"), [("0", "requeue 7\n"), ("1", "")])
+def test_a_trial_that_goes_on_after_its_warning_is_requeued_or_left_to_its_own_end(
+    tmp_path: Path, restarts: str, asked: str
+) -> None:
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    text = script({}, {}, checkpoint={"requeue": 1})
+    names = ("may_requeue", "requeue", "requeue_later")
+    functions = "\n".join(function(text, name) for name in names)
+    body = f"""set -u
+{functions}
+sleep() {{ :; }}
+nexa_run_dir={tmp_path} nexa_status=status nexa_why='' nexa_job=7 nexa_trial=0 nexa_attempt=2
+requeue_later
+wait "$nexa_timer"
+"""
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": restarts}
+    subprocess.run(["bash", "-c", body], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30)
+    file = tmp_path / "asked"
+    assert (file.read_text() if file.exists() else "") == asked
+    assert not (tmp_path / "status").exists(), "it may end well yet"

@@ -209,8 +209,7 @@ def charges(
         gpus = sum(gpus_of(row.allocated).values())
         billing = row.allocated.get("billing") if row.allocated else 0  # it never started
         before = found.get((trial, attempt))
-        held = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing, before)
-        found[trial, attempt] = held
+        found[trial, attempt] = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing, before)
     return found
 
 
