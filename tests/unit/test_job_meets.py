@@ -188,11 +188,12 @@ def test_a_trial_that_goes_on_after_its_warning_is_requeued_or_left_to_its_own_e
     (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)
     text = script({}, {}, checkpoint={"requeue": 1})
-    names = ("may_requeue", "requeue", "requeue_later")
+    names = ("ended_by", "may_requeue", "requeue", "requeue_later")
     functions = "\n".join(function(text, name) for name in names)
     body = f"""set -u
 {functions}
 sleep() {{ :; }}
+nexa_caught=" USR1" nexa_checkpoints=kept
 nexa_run_dir={tmp_path} nexa_status=status nexa_why='' nexa_job=7 nexa_trial=0 nexa_attempt=2
 requeue_later
 wait "$nexa_timer"
