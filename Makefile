@@ -1,10 +1,11 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install torch run up down test chaos lint format screenshots bench rig rig-down clean
+.PHONY: help install torch run up up-docker images down test chaos lint format screenshots bench rig rig-down clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
+CATALOG ?= deployments/images/catalog.yaml
 
 # The environment's own interpreter where there is one, else the newest on the machine.
 PYTHON ?= $(shell for each in .venv/bin/python python3.13 python3.12 python3.11 python3; do \
@@ -28,6 +29,9 @@ run: ## run the example sweep through the Prefect flow (CONFIG=FILE for another)
 up: ## start the project's Prefect server and a worker, and deploy
 	@$(LOCAL) up
 
+up-docker: ## the same, and a deployment whose flow runs in a container (REGISTRY=HOST/PREFIX pushes it)
+	@NEXA_REGISTRY="$(REGISTRY)" $(LOCAL) up --docker
+
 down: ## stop them
 	@$(LOCAL) down
 
@@ -46,6 +50,11 @@ lint: install ## ruff, mypy and the import contract
 format: install ## put the code into ruff's shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+images: install ## build the catalog's container images (REGISTRY=HOST/PREFIX pushes them, and notes digests)
+	@$(BIN)/python -m deployments.images build $(if $(BASE),--base "$(BASE)") $(TARGETS)
+	@test -z "$(REGISTRY)" || $(BIN)/python -m deployments.images push --registry "$(REGISTRY)" \
+		--catalog "$(CATALOG)" $(TARGETS)
 
 screenshots: install ## take the README's pictures again, from Prefect's UI
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/ui/test_run_form.py --screenshots docs/images

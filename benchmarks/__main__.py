@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import flow, main_job, peers, slurm, start, status, sync, training, trials
+from benchmarks import containers, flow, main_job, peers, slurm, start, status, sync, training, trials
 from benchmarks.measure import BenchmarkError, Figure, say
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "peers": peers.peers,
     "sync": sync.sync,
     "training": training.training,
+    "containers": containers.containers,
     "make-run": main_job.make_run,
 }
 

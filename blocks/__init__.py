@@ -4,7 +4,8 @@ Registered by `prefect block register -m nexa_infra.blocks`, and by the `prefect
 wherever the package is installed beside a server.
 """
 
-from nexa_infra.blocks.cluster import SlurmCluster
+from nexa_infra.blocks.catalog import ImageCatalog, ImageTarget
+from nexa_infra.blocks.cluster import DataVolume, SlurmCluster
 from nexa_infra.blocks.prices import PriceList, PriceRow
 
-__all__ = ["PriceList", "PriceRow", "SlurmCluster"]
+__all__ = ["DataVolume", "ImageCatalog", "ImageTarget", "PriceList", "PriceRow", "SlurmCluster"]

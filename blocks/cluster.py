@@ -6,15 +6,45 @@ import re
 from decimal import Decimal
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nexa_infra.blocks.known import KnownFieldsBlock
 from nexa_infra.hosts.login import remember_passphrase
-from nexa_infra.spec.cluster import Cluster, ClusterLimits
+from nexa_infra.spec.cluster import AbsolutePath, Cluster, ClusterLimits, VolumeName
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\\-]*")
+_VOLUME_NAME: TypeAdapter[str] = TypeAdapter(VolumeName)
+_ABSOLUTE_PATH: TypeAdapter[str] = TypeAdapter(AbsolutePath)
 _JUMP = re.compile(rf"(?:(?P<user>[^@\s]+)@)?(?P<host>{_HOST.pattern})(?::(?P<port>\d+))?")
+
+
+class DataVolume(BaseModel):
+    """Data on the cluster that containers may ask for by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(
+        min_length=1,
+        description="What a config's container.volumes calls it; it is seen under /data/NAME.",
+        examples=["imagenet"],
+        json_schema_extra={"position": 0},
+    )
+    path: str = Field(
+        min_length=1,
+        description="Where it is: an absolute path on the cluster.",
+        examples=["/data/imagenet"],
+        json_schema_extra={"position": 1},
+    )
 
 
 class SlurmCluster(KnownFieldsBlock):
@@ -152,6 +182,19 @@ class SlurmCluster(KnownFieldsBlock):
         title="Longest poll",
         json_schema_extra={"position": 16},
     )
+    volumes: list[DataVolume] = Field(
+        default=[],
+        description="Data that containers may ask for by name.",
+        title="Data volumes",
+        json_schema_extra={"position": 18},
+    )
+    allowed_mounts: list[str] = Field(
+        default=[],
+        description="Folders below which containers may mount; without any, everything.",
+        title="Allowed mounts",
+        examples=[["/data", "/scratch"]],
+        json_schema_extra={"position": 19},
+    )
 
     @field_validator("host", "user", "key_file", "known_hosts", "jump_host", "partition", "account")
     @classmethod
@@ -211,6 +254,22 @@ class SlurmCluster(KnownFieldsBlock):
             raise ValueError("this is a private key, where the path of its file is meant")
         return text
 
+    @field_validator("volumes")
+    @classmethod
+    def _known_volumes(cls, volumes: list[DataVolume]) -> list[DataVolume]:
+        names = [each.name for each in volumes]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice!r} stands twice: keep one of the two")
+        for each in volumes:
+            _checked(_VOLUME_NAME, each.name)
+            _checked(_ABSOLUTE_PATH, each.path)
+        return volumes
+
+    @field_validator("allowed_mounts")
+    @classmethod
+    def _known_folders(cls, folders: list[str]) -> list[str]:
+        return [_checked(_ABSOLUTE_PATH, folder.strip()) for folder in folders]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.host:
@@ -255,7 +314,17 @@ class SlurmCluster(KnownFieldsBlock):
             cost_per_billing_hour=_usd(self.cost_per_billing_hour),
             poll_floor=self.poll_floor,
             poll_ceiling=self.poll_ceiling,
+            volumes={each.name: each.path for each in self.volumes},
+            allowed_mounts=tuple(self.allowed_mounts),
         )
+
+
+def _checked(kind: TypeAdapter[str], text: str) -> str:
+    """Return a text that the engine's own model takes; its complaint is the field's."""
+    try:
+        return kind.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(str(error.errors(include_url=False)[0]["ctx"]["error"])) from None
 
 
 def _usd(number: float | None) -> Decimal | None:

@@ -1,17 +1,18 @@
 """What the Makefile does on this machine: the environment, the services, the main job. Standard library alone.
 
-python3 -m deployments.local install [--dev] [--torch] | up | down | run [CONFIG]
+python3 -m deployments.local install [--dev] [--torch] | up [--docker] | down | run [CONFIG]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from deployments.environment import Environment, SetupError
-from deployments.services import Services
+from deployments.services import DOCKER_HERE, DOCKER_PUSHED, Services
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "deployments/configs/digits.yaml"
@@ -24,13 +25,21 @@ def install(*, dev: bool, torch: bool) -> None:
         environment.ensure(dev=dev, torch=torch)
 
 
-def up() -> None:
-    """Start the server, the work pool and the worker, and deploy."""
+def up(*, docker: bool = False) -> None:
+    """Start the server, the work pool and the worker, and deploy; with `docker`, what runs in a container besides."""
     environment = Environment(ROOT)
     services = Services(ROOT, environment.python)
     with services.lock():
+        if docker:
+            ensure_docker_answers()
         environment.ensure()
         url = services.deploy()
+        pool = DOCKER_PUSHED if os.environ.get("NEXA_REGISTRY") else DOCKER_HERE
+        if docker:
+            services.deploy(pool)
+    in_a_container = f"""
+The same sweep, its flow in a container:
+    .venv/bin/prefect deployment run {pool.deployments[0]} --watch"""
     print(f"""
 Prefect's UI: {url.removesuffix("/api")}
 Start the example sweep there (Deployments, sweep/default, Run), or here:
@@ -38,15 +47,30 @@ Start the example sweep there (Deployments, sweep/default, Run), or here:
 The example training, under PyTorch's DDP{"" if environment.has_torch else ", once `make torch` has installed it"}:
     .venv/bin/prefect deployment run training/default --watch
 On a Slurm cluster, saved there under a name (Blocks, Slurm Cluster):
-    .venv/bin/prefect deployment run sweep/slurm -p cluster=NAME --watch
+    .venv/bin/prefect deployment run sweep/slurm -p cluster=NAME --watch{in_a_container if docker else ""}
 Stop everything again: make down""")
     own = os.environ.get("PREFECT_API_URL")
     if own is not None and own != url:
         print(f"PREFECT_API_URL is set to {own} here, and prefect would ask that server: unset PREFECT_API_URL")
 
 
+def ensure_docker_answers() -> None:
+    """Ask Docker's engine how it is.
+
+    Raises:
+        SetupError: there is none, or it does not answer; the message says what to do.
+    """
+    advice = "start it, or set DOCKER_HOST to one that runs; `make up` does without"
+    try:
+        done = subprocess.run(["docker", "version"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SetupError(f"there is no docker on this machine: install it, {advice}") from None
+    if done.returncode:
+        raise SetupError(f"Docker's engine does not answer: {advice}\n{done.stderr.strip()}")
+
+
 def down() -> None:
-    """Stop the worker and the server."""
+    """Stop the workers and the server."""
     services = Services(ROOT, Environment(ROOT).python)
     with services.lock():
         stopped = services.stop()
@@ -73,7 +97,8 @@ def main() -> int:
     installing = verbs.add_parser("install", help="make .venv ready")
     installing.add_argument("--dev", action="store_true", help="with what the tests need")
     installing.add_argument("--torch", action="store_true", help="with PyTorch, for the example training")
-    verbs.add_parser("up", help="start the server and a worker, and deploy")
+    upping = verbs.add_parser("up", help="start the server and a worker, and deploy")
+    upping.add_argument("--docker", action="store_true", help="deploy what runs in a container, too")
     verbs.add_parser("down", help="stop them")
     verbs.add_parser("run", help="run a sweep through the flow").add_argument("config", nargs="?", default=CONFIG)
     arguments = parser.parse_args()
@@ -82,7 +107,7 @@ def main() -> int:
             case "install":
                 install(dev=arguments.dev, torch=arguments.torch)
             case "up":
-                up()
+                up(docker=arguments.docker)
             case "down":
                 down()
             case "run":

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,25 @@ from deployments.processes import Service
 
 HOST = "127.0.0.1"
 FIRST_PORT = 4207  # not Prefect's 4200, where a person's own server may listen
-POOL = "nexa-local"  # as in prefect.yaml
 WORKER = "project"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool of prefect.yaml, and the deployments there whose runs its worker starts."""
+
+    name: str
+    kind: str
+    deployments: tuple[str, ...]
+
+
+LOCAL = Pool("nexa-local", "process", ("*/default", "*/slurm"))
+# Their image is built first, which takes minutes and an engine: they are deployed when they are asked for.
+DOCKER_HERE = Pool("nexa-docker", "docker", ("sweep/docker-here",))
+DOCKER_PUSHED = Pool("nexa-docker", "docker", ("sweep/docker",))
+
+# The service that is each pool's worker.
+_WORKERS = {LOCAL.name: "worker", DOCKER_HERE.name: "docker-worker"}
 
 _POINTER = """\
 # Written by `make up` and `make run`, removed by `make down`: commands given in this folder
@@ -50,7 +68,7 @@ class Services:
         self.python = python
         self.home = home or root / ".nexa" / "prefect"
         self._server = Service("server", self.home)
-        self._worker = Service("worker", self.home)
+        self._workers = {pool: Service(service, self.home) for pool, service in _WORKERS.items()}
         self._pointer = root / "prefect.toml" if home is None else self.home / "prefect.toml"
 
     @contextmanager
@@ -129,50 +147,56 @@ class Services:
     def _owns_pointer(self) -> bool:
         return not self._pointer.exists() or self._pointer.read_text().startswith(_POINTER[:40])
 
-    def deploy(self) -> str:
-        """Start the server and a worker, deploy what prefect.yaml says, and return the API's address.
+    def deploy(self, pool: Pool = LOCAL) -> str:
+        """Start the server and a worker, deploy what prefect.yaml says for its pool, and return the API's address.
 
         Raises:
             SetupError: a part does not start; the message ends with its last words.
         """
         url = self.start_server()
         env = self.environment(url)
-        self._make_pool(url, env)
-        running = self._worker.running()
+        worker = self._workers[pool.name]
+        self._make_pool(pool, url, env)
+        running = worker.running()
         since = datetime.now(UTC)
         if running is None or running["url"] != url:
-            print("starting a worker", flush=True)
-            argv = self._prefect("worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
-            self._worker.start(argv, cwd=self.root, env=env, facts={"url": url})
-        print("deploying what prefect.yaml says", flush=True)
-        self._run(self._prefect("--no-prompt", "deploy", "--all"), env)
+            print("starting a worker" if pool is LOCAL else f"starting a worker for {pool.name}", flush=True)
+            argv = self._prefect("worker", "start", "--pool", pool.name, "--type", pool.kind, "--name", WORKER)
+            worker.start(argv, cwd=self.root, env=env, facts={"url": url})
+        if pool is LOCAL:
+            print("deploying what prefect.yaml says", flush=True)
+        else:
+            print(f"building the image of {' and '.join(pool.deployments)}, and deploying (minutes)", flush=True)
+        names = [word for name in pool.deployments for word in ("--name", name)]
+        self._run(self._prefect("--no-prompt", "deploy", *names), env)
         if running is None or running["url"] != url:
-            self._await_worker(url, since)
+            self._await_worker(pool, url, since)
         return url
 
-    def _make_pool(self, url: str, env: Mapping[str, str]) -> None:
+    def _make_pool(self, pool: Pool, url: str, env: Mapping[str, str]) -> None:
         try:
-            _ask(f"{url}/work_pools/{POOL}")
+            _ask(f"{url}/work_pools/{pool.name}")
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise SetupError(f"the Prefect server refuses to name its work pools: {error}") from error
-            self._run(self._prefect("work-pool", "create", POOL, "--type", "process"), env)
+            self._run(self._prefect("work-pool", "create", pool.name, "--type", pool.kind), env)
 
-    def _await_worker(self, url: str, since: datetime, *, patience: float = 60.0) -> None:
+    def _await_worker(self, pool: Pool, url: str, since: datetime, *, patience: float = 60.0) -> None:
+        worker = self._workers[pool.name]
         deadline = time.monotonic() + patience
-        while self._worker.running() and time.monotonic() < deadline:
+        while worker.running() and time.monotonic() < deadline:
             with suppress(OSError):  # the server is busy
-                for worker in _ask(f"{url}/work_pools/{POOL}/workers/filter", {}):
-                    if worker["name"] == WORKER and datetime.fromisoformat(worker["last_heartbeat_time"]) >= since:
+                for each in _ask(f"{url}/work_pools/{pool.name}/workers/filter", {}):
+                    if each["name"] == WORKER and datetime.fromisoformat(each["last_heartbeat_time"]) >= since:
                         return
             time.sleep(0.2)
-        told = self._worker.last_words()
-        self._worker.stop()
-        raise SetupError(f"the worker did not start; {self._worker.log} ends with:\n{told}")
+        told = worker.last_words()
+        worker.stop()
+        raise SetupError(f"the worker did not start; {worker.log} ends with:\n{told}")
 
     def stop(self) -> list[str]:
-        """Stop the worker with its runs, then the server; return the names of what was stopped."""
-        stopped = [service.name for service in (self._worker, self._server) if service.stop()]
+        """Stop the workers with their runs, then the server; return the names of what was stopped."""
+        stopped = [service.name for service in (*self._workers.values(), self._server) if service.stop()]
         if self._pointer.exists() and self._owns_pointer():
             self._pointer.unlink()
         return stopped

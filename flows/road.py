@@ -13,8 +13,12 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled
+from prefect_docker import DockerRegistryCredentials  # type: ignore[import-untyped]
 
-from nexa_infra.blocks import PriceList, SlurmCluster
+from nexa_infra.blocks import ImageCatalog, PriceList, SlurmCluster
+from nexa_infra.blocks.docker import credentials_of
+from nexa_infra.blocks.saved import catalog_of
+from nexa_infra.containers.credentials import remember
 from nexa_infra.errors import ConfigError, NexaError, Problem, RunCancelledError
 from nexa_infra.hosts.connections import kept_open
 from nexa_infra.monitoring.report import CostReport, to_terminal
@@ -29,6 +33,7 @@ from nexa_infra.tasks import (
     collect,
     cost_report,
     estimate_cost,
+    pull_image,
     render_slurm_array,
     sbatch_submit,
     sync,
@@ -50,6 +55,7 @@ async def take_the_road(run: Run) -> CostReport | State[None]:
             await estimate_cost(run)
             run = await sync(run)
             run = await render_slurm_array(run)
+            await pull_image(run)
             for _ in range(2 if run.cluster else 1):
                 await (torchrun_launch if run.config.launcher.type == "torchrun" else sbatch_submit)(run)
                 await watch(run)
@@ -83,12 +89,16 @@ async def planned(
     budget_usd: float | None,
     overrides: Sequence[str],
     resume: str,
+    catalog: ImageCatalog | str | None = None,
+    registry: DockerRegistryCredentials | str | None = None,
     distributed: bool | None = None,
 ) -> Run:
     """Plan the flow run's own run, or find the one that it goes on with.
 
     A flow run that Prefect starts again plans the same run, and goes on with it.
     """
+    if registry is not None and registry != "":
+        remember(await asyncio.to_thread(credentials_of, registry))
     if resume.strip():
         await unlock(await asyncio.to_thread(find, resume.strip()))
         return await asyncio.to_thread(prepare_resume, resume.strip())
@@ -97,6 +107,7 @@ async def planned(
     if token and (earlier := await asyncio.to_thread(find_by_token, token)) is not None:
         return earlier
     price_block = await PriceList.aload(prices) if isinstance(prices, str) and prices else prices or None
+    known = await asyncio.to_thread(catalog_of, catalog)
     return await asyncio.to_thread(
         lambda: steps.plan(
             config_file,
@@ -106,6 +117,7 @@ async def planned(
             overrides=[word for word in overrides if word.strip()],
             labels=labels(),
             distributed=distributed,
+            catalog=known,
             moment=datetime.now(UTC),
             token=token,
         )

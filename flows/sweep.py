@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import State, flow
+from prefect_docker import DockerRegistryCredentials  # type: ignore[import-untyped]
 from pydantic import Field
 
-from nexa_infra.blocks import PriceList, SlurmCluster
+from nexa_infra.blocks import ImageCatalog, PriceList, SlurmCluster
 from nexa_infra.flows import road
 from nexa_infra.monitoring.report import CostReport
 
@@ -29,6 +30,12 @@ async def sweep(
     budget_usd: Annotated[float | None, Field(title="Budget, USD", ge=0, json_schema_extra={"position": 4})] = None,
     overrides: Annotated[list[str], Field(title="Overrides", json_schema_extra={"position": 5})] = [],  # noqa: B006
     resume: Annotated[str, Field(title="Resume", json_schema_extra={"position": 6})] = "",
+    catalog: Annotated[
+        ImageCatalog | str | None, Field(title="Image catalog", json_schema_extra={"position": 7})
+    ] = None,
+    registry: Annotated[
+        DockerRegistryCredentials | str | None, Field(title="Registry", json_schema_extra={"position": 8})
+    ] = None,
 ) -> CostReport | State[None] | None:
     """Run a sweep along the road: cost, code, script, submission, results, report.
 
@@ -40,9 +47,18 @@ async def sweep(
         budget_usd: Refuse the run if its projected cost is over this; empty for the config's own limit.
         overrides: Changes to the config file, each as key.path=value, such as job.time=00:10:00.
         resume: A run's id, to run what is unfinished of it; the other fields are then left aside. Empty for a new run.
+        catalog: A saved image catalog, or its name, for the config's container; none is the project's own.
+        registry: Saved Docker registry credentials, or their name, where the image is in a private registry.
     """
     run = await road.planned(
-        config_file, cluster=cluster, prices=prices, budget_usd=budget_usd, overrides=overrides, resume=resume
+        config_file,
+        cluster=cluster,
+        prices=prices,
+        budget_usd=budget_usd,
+        overrides=overrides,
+        resume=resume,
+        catalog=catalog,
+        registry=registry,
     )
     if submit or resume:
         return await road.take_the_road(run)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nexa_infra.containers.runner import run_container
     from nexa_infra.monitoring.costs import estimate_batch_cost
     from nexa_infra.operations.launch import launch_slurm_sweep, launch_training_job
     from nexa_infra.operations.sync import sync_repository
@@ -22,6 +23,7 @@ _HOMES = {
     "launch_training_job": "nexa_infra.operations.launch",
     "load_config": "nexa_infra.spec.load",
     "prepare_slurm_batch": "nexa_infra.scheduling.slurm",
+    "run_container": "nexa_infra.containers.runner",
     "sync_repository": "nexa_infra.operations.sync",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "launch_training_job",
     "load_config",
     "prepare_slurm_batch",
+    "run_container",
     "sync_repository",
 ]
 

@@ -317,8 +317,9 @@ def _take(run: Run, preview: bool) -> None:
     """Take a planned run to its end, or only show it."""
     from nexa_infra.monitoring.report_text import counted, money
     from nexa_infra.operations.launch import preview as show
-    from nexa_infra.operations.steps import estimate_cost, placement_of
+    from nexa_infra.operations.steps import estimate_cost
     from nexa_infra.scheduling.slurm import preview_markdown
+    from nexa_infra.scheduling.torchrun import placement_of
 
     estimate = estimate_cost(run)
     if preview:

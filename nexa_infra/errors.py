@@ -64,6 +64,10 @@ class HostError(NexaError):
     """A host could not be reached, or a command on it could not be started."""
 
 
+class ContainerError(NexaError):
+    """An image cannot be had, or nothing here can run it; the message carries the registry's or runtime's words."""
+
+
 class SubmitError(NexaError):
     """The scheduler refused the submission; the message carries its own words."""
 

@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".nexa"), description="the local default's workdir: runs/, snapshots/")
     price_book: Path | None = Field(default=None, description="a price book in place of the bundled one, CSV")
     price_provider: str | None = Field(default=None, description="whose prices to prefer, as the price book has it")
+    catalog: Path | None = Field(default=None, description="an image catalog in place of the project's own, YAML")
     kill_wait: float = Field(default=3.0, ge=0, description="seconds between TERM and KILL on the local default")
     patience: float = Field(default=14400, gt=0, description="how long a cluster that does not answer is waited for, s")
     grace_seconds: float = Field(default=10.0, ge=0, description="time between two look-ups of a lost answer, s")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nexa_infra.monitoring.costs import NEVER_STARTED, CostEstimate
 from nexa_infra.monitoring.report_markdown import to_markdown
-from nexa_infra.monitoring.report_model import CostReport, FailedTrial, Measured, RankedTrial, RunEnd
+from nexa_infra.monitoring.report_model import CostReport, FailedTrial, ImageUsed, Measured, RankedTrial, RunEnd
 from nexa_infra.monitoring.report_terminal import to_terminal
 from nexa_infra.monitoring.report_text import money, ranges, shorten, shown
 from nexa_infra.runs.directory import RunDirectory
@@ -84,6 +84,7 @@ def build_report(
         dirty=snapshot.dirty if snapshot and snapshot.commit else None,
         tree=snapshot.hash if snapshot else None,
         patch=snapshot.patch if snapshot else None,
+        image=_image(run),
         cluster=run.cluster.name if run.cluster else None,
         job_ids=tuple(job_ids) if run.cluster else (),
         directory=run.directory,
@@ -194,9 +195,17 @@ def _sound(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _image(run: Run) -> ImageUsed | None:
+    found = run.container
+    if found is None:
+        return None
+    return ImageUsed(image=found.image, digest=found.digest, asked=found.asked, runtime=found.runtime)
+
+
 def to_json(report: CostReport) -> str:
     """Write a report for programs: amounts as text, keys in the order of `CostReport`."""
-    data = report.model_dump(mode="json", exclude={"measured"} if report.measured is None else None)
+    left_out = {name for name in ("measured", "image") if getattr(report, name) is None}
+    data = report.model_dump(mode="json", exclude=left_out)
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 

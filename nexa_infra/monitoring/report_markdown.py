@@ -53,6 +53,7 @@ def _summary(report: CostReport) -> Iterator[str]:
         ("Created", words.created(report)),
         ("Code", escape(words.code_version(report) or "", 200)),
         ("Snapshot", escape(words.tree(report) or "", 200)),
+        ("Image", escape(words.image(report) or "", 400)),
         ("Cluster", escape(words.jobs(report) or "", 400)),
         ("Directory", code(report.directory)),
         ("Prefect", link(report.flow_run_url or "")),

@@ -74,6 +74,15 @@ class Measured(Record):
     warnings: tuple[str, ...] = Field(description="what was wrong with them, by the config's health")
 
 
+class ImageUsed(Record):
+    """The image that trials ran in."""
+
+    image: str = Field(description="REGISTRY/NAME@sha256:…, an image's id, or a file's path")
+    digest: str = Field(description="of its manifest, its configuration or its file")
+    asked: str = Field(description="as it was asked for")
+    runtime: str = Field(description="what ran it; auto was found out on each node")
+
+
 class CostReport(Record):
     """What a run was going to cost, what it did cost, and what the money bought.
 
@@ -91,6 +100,9 @@ class CostReport(Record):
     dirty: bool | None = Field(description="whether the code had changes that no commit holds")
     tree: str | None = Field(default=None, description="the hash of the code's files, which names the snapshot")
     patch: str | None = Field(default=None, description="SHA-256 of `git diff HEAD`, where the code had such changes")
+    image: ImageUsed | None = Field(
+        default=None, description="what the trials ran in; of those that ran as they are, this key is left out"
+    )
     cluster: str | None = Field(default=None, description="where it ran; null is this machine")
     job_ids: tuple[str, ...] = Field(default=(), description="of its arrays on the cluster, in the order of submission")
     directory: str = Field(description="on the host that ran it")

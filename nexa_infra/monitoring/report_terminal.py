@@ -64,6 +64,8 @@ def _summary(report: CostReport) -> Iterator[str]:
         yield from _place("Prefect", report.flow_run_url)
     if told := words.code_version(report):
         yield from _field("Code", told)
+    if told := words.image(report):
+        yield from _place("Image", told)
     yield from _field("Trials", words.states(report))
 
 

@@ -43,6 +43,15 @@ def code_version(report: CostReport) -> str | None:
     return f"{place}{report.commit[:12]}{', with changes that no commit holds' if report.dirty else ''}"
 
 
+def image(report: CostReport) -> str | None:
+    """Say in which image the trials ran, by its digest, and what it was asked for as."""
+    if (found := report.image) is None:
+        return None
+    digest = "" if found.digest in found.image else f" ({found.digest})"
+    asked = "" if found.asked == found.image else f", asked for as {found.asked}"
+    return f"{found.image}{digest}{asked}, by {found.runtime}"
+
+
 def unit(price: Price) -> str:
     """Return what a price is for: a `GPU-hour` or a `core-hour`."""
     return price.unit.replace("gpu", "GPU")

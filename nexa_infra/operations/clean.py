@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from nexa_infra.errors import HostError, NexaError, RunNotFoundError
 from nexa_infra.operations import steps
+from nexa_infra.operations.clean_images import CONTAINERS, IMAGES, left_containers, left_images, remove_container
 from nexa_infra.operations.failures import failure
 from nexa_infra.operations.manage import home
 from nexa_infra.operations.sync import snapshots_locked
@@ -32,18 +33,18 @@ _DOOMED = ".deleting-"
 _STAGED = ".staging-"
 _SNAPSHOT = re.compile(r"[0-9a-f]{16}")
 
-Kind = Literal["run", "snapshot", "remains"]
+Kind = Literal["run", "snapshot", "remains", "container", "image"]
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that `clean` may remove: a run directory, a snapshot that no run uses, or what a crash left.
+    """Something that `clean` may remove: a run directory, a snapshot or image that no run uses, or what a crash left.
 
     A file that snapshots share counts for a part in each of them, so that the sum over all is what they hold.
     """
 
     kind: Kind
-    path: Path
+    path: Path  # a container's is its name
     size: int  # bytes
     files: int  # inodes
     used: float  # when it was last used, seconds since the epoch
@@ -100,6 +101,11 @@ def leftovers(older: float) -> tuple[list[Leftover], list[Staying]]:
             used = path.stat().st_mtime
             if used < min(limit, time.time() - GRACE_SECONDS):
                 gone.append(_measured("snapshot", path, used))
+    for name, made in left_containers(_in_use):
+        gone.append(Leftover("container", Path(name), 0, 0, made))
+    old = ((path, path.stat().st_mtime) for path in _folders(base / CONTAINERS))
+    gone.extend(_measured("run", path, used) for path, used in old if used < limit)
+    gone.extend(Leftover("image", path, size, 1, used) for path, size, used in left_images(base, older))
     # Runs go first: a snapshot stays as long as a run that uses it.
     return sorted(gone, key=lambda each: (each.kind == "snapshot", each.used)), stays
 
@@ -111,11 +117,19 @@ def remove(leftover: Leftover) -> None:
         NexaError: it is in use, or is none of these; it stays.
     """
     path = leftover.path
-    if path.is_symlink() or path.parent not in {home() / "runs", home() / "snapshots"}:
+    if leftover.kind == "container":
+        remove_container(str(path))
+        return
+    if leftover.kind == "image" and path.parent == home() / IMAGES:
+        path.unlink(missing_ok=True)
+        return
+    if path.is_symlink() or path.parent not in {home() / name for name in ("runs", "snapshots", CONTAINERS)}:
         raise NexaError(f"{path} is not in this home's runs/ or snapshots/: it stays")
     # First out of sight, so that half a run is never taken for a whole one.
     doomed = path if path.name.startswith(_DOOMED) else path.with_name(_DOOMED + path.name)
-    if leftover.kind == "run":
+    if leftover.kind == "run" and path.parent.name == CONTAINERS:
+        path.rename(doomed)
+    elif leftover.kind == "run":
         _hide_run(path, doomed)
     elif leftover.kind == "snapshot":
         _hide_snapshot(path, doomed)

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from nexa_infra.containers.catalog import Catalog
+from nexa_infra.containers.chosen import container_of
 from nexa_infra.errors import (
     BudgetError,
     ConfigError,
@@ -32,6 +34,7 @@ from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
 from nexa_infra.monitoring.prices import PriceBook, price_for
 from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown
 from nexa_infra.monitoring.report_text import money
+from nexa_infra.operations.containers import bring_image
 from nexa_infra.operations.endings import ending, explained, failed, failure, last_words
 from nexa_infra.operations.measured import measured_of, write_plots
 from nexa_infra.operations.sync import repository_of, sync_repository
@@ -43,10 +46,9 @@ from nexa_infra.runs.record import Run, Submission, read_submissions, write_run
 from nexa_infra.runs.results import Trial, read_trials, write_results
 from nexa_infra.scheduling.base import Admission, Scheduler
 from nexa_infra.scheduling.local import LocalScheduler
-from nexa_infra.scheduling.script import render_script, write_script
+from nexa_infra.scheduling.script import script_of, write_script
 from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
 from nexa_infra.scheduling.submit import submit_run
-from nexa_infra.scheduling.torchrun import placement
 from nexa_infra.scheduling.watch import Poll, follow, stop
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
@@ -68,6 +70,7 @@ def plan(
     book: PriceBook | None = None,
     labels: Mapping[str, str] | None = None,
     distributed: bool | None = None,
+    catalog: Catalog | None = None,
     moment: datetime | None = None,
     token: str | None = None,
 ) -> Run:
@@ -76,11 +79,13 @@ def plan(
     `cluster` may be a cluster file's path, or a saved block.
     `overrides` are `key.path=value`, as a config file would hold them; `budget_usd` stands over the
     config's own limit. `distributed` starts the script by torchrun, one process a GPU, or plainly;
-    unset, as the launcher says. `moment` and `token` make the run's id, for a caller that may have to
+    unset, as the launcher says. `catalog` stands in for the file that the config's container names.
+    `moment` and `token` make the run's id, for a caller that may have to
     plan the same run again; unset, now and four random digits.
 
     Raises:
         ConfigError: the config, or its GPU type, is not understood.
+        ContainerError: the image cannot be had, or nothing runs it.
     """
     where = as_cluster(cluster)
     if isinstance(config, (str, Path)):
@@ -90,9 +95,6 @@ def plan(
         raise ConfigError(Problem("overrides", "work on a config file: change the config object itself"))
     else:
         file, loaded = None, config
-    if loaded.container is not None:
-        message = "this version runs trials as they are, in no image: remove the key, or run them on the machine itself"
-        raise ConfigError(problem_at(file, "container", message, overrides))
     if budget_usd is not None:
         loaded = loaded.model_copy(update={"budget": Budget(limit_usd=_usd("budget_usd", budget_usd))})
     if distributed is not None:
@@ -115,6 +117,7 @@ def plan(
         mirror=str(home() / "runs" / run_id) if where and where.host else None,
         workdir=str(workdir),
         cluster=where,
+        container=container_of(loaded, file, where, catalog=catalog, overrides=overrides),
         price=price,
         created_at=now,
         versions={"nexa-infra": version("nexa-infra"), "python": platform.python_version()},
@@ -240,9 +243,7 @@ def render(run: Run) -> Run:
         raise NexaError(f"run {run.id} has no snapshot of its code yet: sync it first")
     _make_directory(run)
     said = check(run)
-    script = render_script(
-        run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu, walltime=said.walltime
-    )
+    script = script_of(run, gpu=said.gpu, walltime=said.walltime)
     write_script(run.files, script)
     if not run.files.code.is_symlink():
         run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
@@ -252,14 +253,18 @@ def render(run: Run) -> Run:
     return run
 
 
+def fetch_image(run: Run) -> None:
+    """Bring the image of the run's trials to this machine, where they run here, or where only this process may pull it.
+
+    Raises:
+        ContainerError: it cannot be had; the message holds the runtime's words.
+    """
+    bring_image(run, host_of(run.cluster))
+
+
 def submit(run: Run) -> Submission:
     """Submit the run's trials, exactly once; called again, it submits only what is unfinished."""
     return submit_run(run, scheduler_of(run))
-
-
-def placement_of(run: Run) -> str:
-    """Say where the run's trials run, and what starts them."""
-    return placement(run.config.launcher, run.config.job, run.cluster.name if run.cluster else None)
 
 
 async def watch(run: Run) -> AsyncGenerator[Poll, None]:

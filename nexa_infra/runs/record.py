@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nexa_infra.errors import NexaError
 from nexa_infra.runs.directory import RunDirectory, write_atomically
 from nexa_infra.spec.cluster import Cluster
+from nexa_infra.spec.container import ContainerSettings, Mount, RuntimeName
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 
 Config = Annotated[SweepConfig | TrainingConfig, Field(discriminator="kind")]
@@ -51,6 +52,22 @@ class Snapshot(Record):
     patch: str | None = Field(default=None, description="SHA-256 of `git diff HEAD`, where the tree is dirty")
 
 
+class Container(Record):
+    """The container that trials run in, furnished and frozen: a tag that moves meanwhile changes nothing."""
+
+    target: str | None = Field(default=None, description="the catalog's target, where one was asked for")
+    asked: str = Field(description="the image as it was asked for: by a tag, a digest, or a file")
+    image: str = Field(description="what runs: REGISTRY/NAME@sha256:…, an image's id, or a .sif file's path")
+    digest: str = Field(description="sha256:…, of the manifest, of the image's configuration, or of the .sif file")
+    source: Literal["registry", "local", "archive", "sif"] = Field(default="registry", description="who has it")
+    file: str | None = Field(default=None, description="the archive's, or the .sif file's, absolute path")
+    stamp: str | None = Field(default=None, description="size and time of a .sif file, `bytes seconds`")
+    runtime: RuntimeName = Field(default="auto", description="what runs it; auto is found out where it runs")
+    settings: ContainerSettings = Field(default=ContainerSettings(), description="the target's and the config's")
+    mounts: tuple[Mount, ...] = Field(default=(), description="volumes and mounts, checked; the run's own come besides")
+    auth_file: str | None = Field(default=None, description="a login for the registry, where the trials run")
+
+
 class Submission(Record):
     """One array that was asked of the scheduler: an intent first, its answer added afterwards."""
 
@@ -78,6 +95,7 @@ class Run(Record):
         default=None, description="where the client keeps its copy of a directory on another host; not recorded"
     )
     price: Price
+    container: Container | None = Field(default=None, description="None runs trials as they are")
     snapshot: Snapshot | None = Field(default=None, description="None until the code was brought over")
     created_at: datetime
     versions: dict[str, str] = Field(default={}, description="of nexa-infra and Python")

@@ -54,7 +54,9 @@ class Attempt:
     exit_code: int | None = None
     signal: str | None = None  # what the wrapper was sent and passed on: TERM, USR2, …
     logged: int = 0  # what metrics.jsonl held before it started, bytes
-    cause: str | None = None  # what ended it, by its script: timeout, preempted, or stuck: a chain without a checkpoint
+    cause: str | None = (
+        None  # what ended it, by its script: timeout, preempted, oom, or stuck (a chain that saves nothing)
+    )
 
     @property
     def seconds(self) -> float:
@@ -174,6 +176,7 @@ _BY_SCHEDULER: dict[str, TrialState] = {
 _BY_CAUSE: dict[str, tuple[TrialState, str]] = {
     "timeout": ("timeout", "ended after the warning that its walltime would soon be over"),
     "preempted": ("preempted", "gave way to a job with a better claim"),
+    "oom": ("out_of_memory", "the kernel ended it for its memory: its container was given no more"),
     "stuck": ("failed", "came to its walltime twice without a new checkpoint: chained on, it would never end"),
 }
 

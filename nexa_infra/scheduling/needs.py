@@ -38,7 +38,7 @@ def torchrun_check(run: Run) -> str:
     """
     setup = run.config.job.setup
     folder = setup.venv or (f"{setup.uv.rstrip('/')}/.venv" if setup.uv is not None else None)
-    if run.config.launcher.type != "torchrun" or folder is None or setup.lines:
+    if run.config.launcher.type != "torchrun" or folder is None or setup.lines or run.container is not None:
         return "true"
     key = "venv" if setup.venv else "uv"
     return f"""
@@ -49,10 +49,53 @@ if [ -d "$nexa_env" ] && [ ! -x "$nexa_env/bin/torchrun" ]; then
 fi"""
 
 
+def container_check(run: Run) -> str:
+    """Return POSIX shell that says what the run's container is to see and is not there, and who may read its login."""
+    container = run.container
+    if container is None:
+        return "true"
+    checks = [_MOUNT_CHECK.replace("PATH_SEEN", quote_path(mount.source)) for mount in container.mounts]
+    if container.auth_file is not None:
+        checks.append(_AUTH_CHECK.replace("PATH_SEEN", quote_path(container.auth_file)))
+    return "".join(checks) or "true"
+
+
+_MOUNT_CHECK = r"""
+nexa_seen=PATH_SEEN
+[ -e "$nexa_seen" ] ||
+  printf 'container.mounts: %s is not there, asked on %s: make it, or name another\n' "$nexa_seen" "$(hostname)"
+"""
+_AUTH_CHECK = r"""
+nexa_seen=PATH_SEEN
+nexa_mode=$(stat -L -c %a -- "$nexa_seen" 2>/dev/null)
+case $nexa_mode in
+  600 | 400) ;;
+  '') printf 'container.auth_file: %s is not there, asked on %s\n' "$nexa_seen" "$(hostname)" ;;
+  *) printf 'container.auth_file: %s has mode %s: chmod 600 it\n' "$nexa_seen" "$nexa_mode" ;;
+esac
+"""
+_RUNTIME_CHECK = r"""
+if ! command -v RUNTIME >/dev/null; then
+  printf 'RUNTIME is not installed on %s: install it, or set container.runtime\n' "$(hostname)"
+elif [ RUNTIME = docker ] && ! nexa_said=$(docker version --format '{{.Server.Version}}' 2>&1); then
+  printf 'the engine of Docker does not answer on %s: %s\n' "$(hostname)" "$nexa_said"
+fi
+"""
+
+
+def runtime_check(run: Run) -> str:
+    """Return POSIX shell that says that what runs the run's container does not run here."""
+    if run.container is None or run.container.runtime in {"auto", "pyxis"}:
+        return "true"
+    return _RUNTIME_CHECK.replace("RUNTIME", run.container.runtime)
+
+
 def lacking_here(run: Run, environment: Mapping[str, str]) -> list[str]:
     """Say what this machine lacks for a run: a place for its checkpoints, torchrun in its trials' environment."""
     found = [_told("sh", checkpoints_check(run), environment)] if run.config.checkpoint.dir else []
-    if run.config.launcher.type != "torchrun":
+    if run.container is not None:
+        found += [_told("sh", check(run), environment) for check in (container_check, runtime_check)]
+    if run.config.launcher.type != "torchrun" or run.container is not None:
         return [each for each in found if each]
     if told := _told("sh", torchrun_check(run), environment):
         found.append(told)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nexa_infra.containers.pyxis import Pyxis, pyxis_of
+from nexa_infra.containers.script import CONTAINER_CONF, CONTAINER_SCRIPT, GUARD, container_conf, shell_text
 from nexa_infra.hosts.shell import join, quote, quote_line, quote_path
 from nexa_infra.runs.directory import RunDirectory, write_atomically
 from nexa_infra.scheduling.torchrun import GANG_SCRIPT, Gang, chooses_place, gang_of, gang_script
@@ -19,6 +21,7 @@ from nexa_infra.spec.sweep import Point
 if TYPE_CHECKING:
     import jinja2
 
+    from nexa_infra.runs.record import Container, Run
     from nexa_infra.spec.cluster import Cluster
     from nexa_infra.spec.job import Setup, SlurmJob
     from nexa_infra.spec.run import SweepConfig, TrainingConfig
@@ -57,11 +60,14 @@ def render_script(
     cluster: Cluster | None = None,
     gpu: str | None = None,
     walltime: str | None = None,
+    container: Container | None = None,
+    images: str = "~/.cache/nexa-infra/images",
 ) -> Script:
     """Render a run's array script; `run_dir` is the run directory's absolute path on its host.
 
     The cluster's partition and account stand in where the job names none; `gpu` is the site's own name
     for the type of the GPUs that the job counts, `walltime` its limit, where the job asks for more.
+    Trials run in `container`, whose SIF, where it needs one, is kept in the folder `images` of that host.
     """
     sweep, launcher = config.trials, config.launcher
     job = config.job if walltime is None else config.job.model_copy(update={"time": walltime})
@@ -85,6 +91,21 @@ def render_script(
     gang = gang_of(launcher, job)
     if gang is not None:
         tables[GANG_SCRIPT] = lambda: iter(gang_script().splitlines())
+    variables = {**job.env, **sweep.env}
+    boxed = container is not None and container.runtime != "pyxis"
+    pyxis: Pyxis | None = None
+    if container is not None and boxed:
+        network = "host" if gang is not None and gang.nodes > 1 else None
+        lines = partial(
+            container_conf, container, run_id=run_id, cache=images, gpus=job.gpus, memory=job.memory, network=network
+        )
+        tables |= {name: partial(_shell_lines, name) for name in (CONTAINER_SCRIPT, GUARD)} | {CONTAINER_CONF: lines}
+    elif container is not None:
+        inside = variables | container.settings.env
+        own = [("nexa_code_dir", "ro"), ("nexa_run_dir", "rw")]
+        own += [("nexa_checkpoints", "rw")] if config.checkpoint.dir is not None else []
+        pyxis = pyxis_of(container, inside, own=own)
+        variables = inside
     count = len(sweep)
     text = _template().render(
         options=(*sbatch_options(job, cluster, gpu), *_interruption(config.checkpoint, gang)),
@@ -98,12 +119,15 @@ def render_script(
         placed=placed,
         held=[encode.point(((name, value),)) for name, value in sweep.overrides.items()],
         template=" ".join(encode.word(word) for word in template),
-        env=tuple({**job.env, **sweep.env}.items()),
+        env=tuple(variables.items()),
         env_file=job.env_file,
         tracking=tuple(tracking_lines(config, run_id)),
         told=told,
         setup=tuple(setup_lines(job.setup)),
         threads=job.cpus_per_task if "cpus_per_task" in job.model_fields_set and gang is None else None,
+        boxed=boxed,
+        inside_names=" ".join(variables),
+        pyxis=pyxis,
         gang=gang,
         meets=gang is not None and gang.nodes > 1 and not chooses_place(launcher),
         checkpoints=_checkpoints(config.checkpoint, run_id),
@@ -115,6 +139,24 @@ def render_script(
         warning=config.checkpoint.warning_seconds,
     )
     return Script(text, tables)
+
+
+def _shell_lines(name: str) -> Iterator[str]:
+    return iter(shell_text(name).splitlines())
+
+
+def script_of(run: Run, *, gpu: str | None = None, walltime: str | None = None) -> Script:
+    """Render a run's script, for where it runs; see `render_script`."""
+    return render_script(
+        run.config,
+        run_id=run.id,
+        run_dir=run.directory,
+        cluster=run.cluster,
+        gpu=gpu,
+        walltime=walltime,
+        container=run.container,
+        images=f"{run.workdir}/images",
+    )
 
 
 def array_spec(count: int, parallelism: int | None) -> str:

@@ -10,6 +10,7 @@ from nexa_infra.spec.launcher import processes_asked
 from nexa_infra.spec.torchrun import node_range, option_name
 
 if TYPE_CHECKING:
+    from nexa_infra.runs.record import Run
     from nexa_infra.spec.job import SlurmJob
     from nexa_infra.spec.launcher import Launcher
 
@@ -70,6 +71,15 @@ def chooses_place(launcher: Launcher) -> bool:
 def gang_script() -> str:
     """Return the script that starts torchrun on a node, and each of its ranks."""
     return (files("nexa_infra.scheduling") / "templates" / GANG_SCRIPT).read_text(encoding="utf-8")
+
+
+def placement_of(run: Run) -> str:
+    """Say where a run's trials run, what starts them, and in which image, for people."""
+    where = placement(run.config.launcher, run.config.job, run.cluster.name if run.cluster else None)
+    if run.container is None:
+        return where
+    runtime = "what runs containers there" if run.container.runtime == "auto" else run.container.runtime
+    return f"{where}, in {run.container.asked} by {runtime} ({run.container.digest[:19]})"
 
 
 def placement(launcher: Launcher, job: SlurmJob, cluster: str | None) -> str:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from nexa_infra.spec.fields import Count, Line, Spec, Usd, Word
+from nexa_infra.spec.container import RuntimeName
+from nexa_infra.spec.fields import Count, Line, Spec, Usd, Word, shown
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{shown(path)} is no absolute path")
+    return path
+
+
+def _volume(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith((".", "-")):
+        raise ValueError(f"{shown(name)} is no volume's name: use letters, digits, '.', '_' and '-'")
+    return name
+
+
+AbsolutePath = Annotated[Word, AfterValidator(_absolute)]
+VolumeName = Annotated[Line, AfterValidator(_volume)]
 
 
 class ClusterLimits(Spec):
@@ -31,8 +48,12 @@ class Cluster(Spec):
     partition: Line | None = Field(default=None, description="where a job names no partition")
     account: Line | None = Field(default=None, description="where a job names no account")
     limits: ClusterLimits = Field(default=ClusterLimits(), description="what the site allows")
-    runtime: Literal["auto", "docker", "apptainer", "singularity", "pyxis", "none"] = Field(
-        default="auto", description="what runs containers on its nodes"
+    runtime: RuntimeName = Field(default="auto", description="what runs containers on its nodes")
+    volumes: dict[VolumeName, AbsolutePath] = Field(
+        default={}, description="data that containers may ask for by name: NAME: an absolute path there"
+    )
+    allowed_mounts: tuple[AbsolutePath, ...] = Field(
+        default=(), description="folders below which containers may mount; without any, everything"
     )
     cost_per_gpu_hour: Usd | None = Field(default=None, description="USD a GPU-hour here")
     cost_per_core_hour: Usd | None = Field(default=None, description="USD a core-hour here, for jobs without GPUs")

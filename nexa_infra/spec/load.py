@@ -47,13 +47,13 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig 
             and key, in the order of the file. A complaint about an override names its text.
     """
     source = str(path)
-    tree = override(_composed(path), overrides, source)
+    tree = override(composed(path), overrides, source)
     if not isinstance(tree.data, PlacedDict):
         what = "is empty" if tree.data is None else f"is {kind_of(tree.data)}, not a mapping"
         told = f"{what}: a config has the keys launcher: and sweep: (or training:), and mostly job:"
-        raise _error([Finding((), told)], tree, source)
+        raise config_error([Finding((), told)], tree, source)
     if theirs := foreign(tree.data):
-        raise _error([theirs], tree, source)
+        raise config_error([theirs], tree, source)
     root = TrainingConfig if "training" in tree.data and "sweep" not in tree.data else SweepConfig
     data, findings = _as_the_model_has_it(tree.data, root, Path(path))
     try:
@@ -64,7 +64,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig 
     below = [one.path for one in tree.findings if one.path or not isinstance(one.place, str)]
     findings = [one for one in findings if not any(_on_one_branch(one.path, path) for path in below)]
     if findings or tree.findings:
-        raise _error([*tree.findings, *findings], tree, source)
+        raise config_error([*tree.findings, *findings], tree, source)
     return config
 
 
@@ -75,10 +75,10 @@ def load_cluster(path: str | Path) -> Cluster:
         ConfigError: the file cannot be read, or not understood; every complaint names file, line and key.
     """
     source = str(path)
-    tree = _composed(path)
+    tree = composed(path)
     if not isinstance(tree.data, PlacedDict):
         what = "is empty" if tree.data is None else f"is {kind_of(tree.data)}, not a mapping"
-        raise _error([Finding((), f"{what}: a cluster has at least the key workdir:")], tree, source)
+        raise config_error([Finding((), f"{what}: a cluster has at least the key workdir:")], tree, source)
     findings: list[Finding] = []
     cluster = None
     try:
@@ -86,7 +86,7 @@ def load_cluster(path: str | Path) -> Cluster:
     except ValidationError as error:
         findings.extend(findings_of(error, Cluster))
     if cluster is None or tree.findings:
-        raise _error([*tree.findings, *findings], tree, source)
+        raise config_error([*tree.findings, *findings], tree, source)
     return cluster
 
 
@@ -115,7 +115,7 @@ def problem_at(path: str | Path | None, key: str, message: str, overrides: Seque
     if path is None:
         return Problem(key, message)
     try:
-        tree = override(_composed(path), overrides, str(path))
+        tree = override(composed(path), overrides, str(path))
     except ConfigError:
         return Problem(key, message, str(path))
     place = tree.place(_path_of(tree.data, key))
@@ -124,7 +124,12 @@ def problem_at(path: str | Path | None, key: str, message: str, overrides: Seque
     return Problem(key, message, str(path), place)
 
 
-def _composed(path: str | Path) -> Tree:
+def composed(path: str | Path) -> Tree:
+    """Read a YAML file as a tree that knows where each of its parts stands.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML.
+    """
     source = str(path)
     text = _read(Path(path), source)
     if text.startswith("#!"):
@@ -223,7 +228,7 @@ def _told_once(findings: list[Finding], root: type[SweepConfig | TrainingConfig]
         yield one
 
 
-def _error(findings: Iterable[Finding], tree: Tree, source: str) -> ConfigError:
+def config_error(findings: Iterable[Finding], tree: Tree, source: str) -> ConfigError:
     """Make one error of every finding, in the order of the file, overrides last."""
 
     def order(pair: tuple[Place, Finding]) -> tuple[bool, int]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nexa_infra.spec.fields import Count, KeyPath, Line, Lines, Misfit, Spec, Truth, Variables, Words
+from nexa_infra.spec.container import ContainerSpec
+from nexa_infra.spec.fields import Count, KeyPath, Lines, Misfit, Spec, Truth, Variables, Words
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher, placeholders, processes_asked, unfilled
 from nexa_infra.spec.policy import Budget, Checkpoint, Health, Objective, Retry
@@ -24,13 +25,6 @@ class SyncRules(Spec):
     exclude: Words = Field(default=(), description="patterns of files to leave behind")
     untracked: Truth = Field(default=True, description="bring files that git neither tracks nor ignores")
     max_mib: Count = Field(default=512, description="refuse code that is larger than this, MiB")
-
-
-class ContainerSpec(Spec):
-    """In which image a trial runs."""
-
-    target: Line | None = Field(default=None, description="a target of the image catalog")
-    image: Line | None = Field(default=None, description="an image, in place of the target's")
 
 
 class RunConfig(Spec):
@@ -55,6 +49,7 @@ class RunConfig(Spec):
         """Yield what the config's parts get wrong between them; `arguments` is where the trials' arguments stand."""
         yield from self._wrong_gang()
         yield from self._wrong_interruption()
+        yield from self._wrong_container()
         yield from self._wrong_placeholders(arguments)
         yield from self._wrong_labels(arguments[:1])
 
@@ -76,6 +71,17 @@ class RunConfig(Spec):
         if limit is not None and limit.total_seconds() <= self.checkpoint.warning_seconds:
             least = f"job.time is {self.job.time}: the warning would come before the job"
             yield ("checkpoint", "warning_seconds"), f"is {self.checkpoint.warning_seconds}, but {least}"
+
+    def _wrong_container(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what a container is asked for that it cannot give."""
+        asked = self.container
+        if asked is None:
+            return
+        if asked.target is None and asked.image is None:
+            yield ("container",), "names no image: set container.target to one of the catalog's, or container.image"
+        if self.launcher.type == "torchrun" and self.job.nodes > 1 and asked.network == "none":
+            why = f"is none, but the processes of {self.job.nodes} nodes must reach each other: write host"
+            yield ("container", "network"), why
 
     def _wrong_gang(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield what torchrun is asked for that the job cannot give."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,14 +25,23 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "rsync": ("rsync",),
     "csh": ("csh",),
 }
+# What the rig of containers needs besides; Debian's docker.io brings containerd, runc and docker-init.
+CONTAINERS: dict[str, tuple[str, ...]] = {
+    "docker.io": ("dockerd",),
+    "docker-registry": ("docker-registry",),
+    "busybox-static": ("busybox",),
+    "debootstrap": ("debootstrap",),
+}
 # What a new package would start at the machine's next boot; the rig starts its own, with its own configuration.
-_UNITS: dict[str, str] = {
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "slurmdbd": "slurmdbd",
-    "munge": "munge",
-    "mariadb-server": "mariadb",
-    "openssh-server": "ssh",
+_UNITS: dict[str, tuple[str, ...]] = {
+    "slurmctld": ("slurmctld",),
+    "slurmd": ("slurmd",),
+    "slurmdbd": ("slurmdbd",),
+    "munge": ("munge",),
+    "mariadb-server": ("mariadb",),
+    "openssh-server": ("ssh",),
+    "docker.io": ("docker.service", "docker.socket", "containerd"),
+    "docker-registry": ("docker-registry",),
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Nexa Infra's test rig: new packages start no daemon. Safe to remove.\nexit 101\n"
@@ -44,25 +53,25 @@ def path_with_sbin() -> str:
     return os.pathsep.join([*present, *(folder for folder in ("/usr/sbin", "/sbin") if folder not in present)])
 
 
-def missing() -> list[str]:
-    """Return the packages of the rig that this machine lacks."""
+def missing(needed: Mapping[str, tuple[str, ...]] = NEEDED) -> list[str]:
+    """Return the packages, by default those of Slurm and SSH, that this machine lacks."""
     path = path_with_sbin()
-    return [name for name, commands in NEEDED.items() if not any(shutil.which(each, path=path) for each in commands)]
+    return [name for name, commands in needed.items() if not any(shutil.which(each, path=path) for each in commands)]
 
 
-def ensure() -> None:
+def ensure(needed: Mapping[str, tuple[str, ...]] = NEEDED) -> None:
     """Install what is missing; costs next to nothing where all is there.
 
     Raises:
         SetupError: this is not root, or not a Debian, or apt-get failed; the message names the packages.
     """
-    if not (packages := missing()):
+    if not (packages := missing(needed)):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         install_packages(packages)  # refuses, and says which
     with _no_daemons(packages):
         install_packages(packages)
-    if still := missing():
+    if still := missing(needed):
         raise SetupError(f"apt-get succeeded, and yet these are missing: {', '.join(still)}")
 
 
@@ -79,7 +88,7 @@ def _no_daemons(packages: Sequence[str]) -> Iterator[None]:
         if ours:
             _POLICY.unlink(missing_ok=True)
         if Path("/run/systemd/system").is_dir():
-            units = [_UNITS[name] for name in packages if name in _UNITS]
+            units = [unit for name in packages for unit in _UNITS.get(name, ())]
             subprocess.run(["systemctl", "--quiet", "disable", "--now", *units], check=False)
 
 

@@ -63,6 +63,8 @@ def test_a_cluster_block_makes_the_plain_cluster_with_every_field() -> None:
         "account": "vision",
         "limits": {"max_array_size": 1001, "max_submit": 5000},
         "runtime": "apptainer",
+        "volumes": {},
+        "allowed_mounts": (),
         "cost_per_gpu_hour": Decimal("3.25"),
         "cost_per_core_hour": Decimal("0.0529"),
         "cost_per_billing_hour": None,

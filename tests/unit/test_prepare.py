@@ -98,8 +98,17 @@ def test_bad_input_leaves_nothing_behind(project: Path) -> None:
     assert sorted(project.rglob("*")) == before
 
 
-def test_an_image_is_refused_until_there_are_containers(project: Path, tmp_path: Path) -> None:
+def test_a_batch_in_an_image_brings_what_starts_its_containers(project: Path, tmp_path: Path) -> None:
+    digest = "sha256:" + "ab" * 32
+    (project / "image.yaml").write_text(CONFIG + f"container: {{image: 'localhost:1/lab/train@{digest}'}}\n")
+    made = prepare_slurm_batch("image.yaml", output_dir=tmp_path / "out")
+    assert made.directory is not None
+    assert {"container.sh", "container.conf", "guard.sh"} <= {path.name for path in made.directory.iterdir()}
+    assert f"image=localhost:1/lab/train@{digest}" in (made.directory / "container.conf").read_text()
+
+
+def test_a_target_without_a_catalog_is_refused_at_its_line(project: Path, tmp_path: Path) -> None:
     (project / "image.yaml").write_text(CONFIG + "container: {target: train-light}\n")
-    with pytest.raises(ConfigError, match=r"image.yaml:6: container: this version runs trials in no image"):
+    with pytest.raises(ConfigError, match=r"image.yaml:6: container.target: .*there is no image catalog"):
         prepare_slurm_batch("image.yaml", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()

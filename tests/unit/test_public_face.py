@@ -47,6 +47,11 @@ FACE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "output_dir": None,
         },
     ),
+    "run_container": (
+        "nexa_infra.containers.runner",
+        {"target": REQUIRED},
+        {"override_image": None, "extra_env": None, "bootstrap_args": None},
+    ),
     "sync_repository": ("nexa_infra.operations.sync", {"destination": REQUIRED}, {"include_runs": False}),
     "load_config": ("nexa_infra.spec.load", {"path": REQUIRED}, {}),
 }
@@ -55,6 +60,7 @@ RETURNS = {
     "launch_slurm_sweep": "SlurmBatchArtifacts",
     "prepare_slurm_batch": "SlurmBatchArtifacts",
     "estimate_batch_cost": "CostEstimate",
+    "run_container": "ContainerResult",
     "sync_repository": "Snapshot",
     "load_config": "SweepConfig | TrainingConfig",
 }

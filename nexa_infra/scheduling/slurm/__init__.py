@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nexa_infra.containers.chosen import container_of
 from nexa_infra.errors import ConfigError, PriceError, Problem, SubmitError
 from nexa_infra.hosts.local import LocalHost
 from nexa_infra.hosts.shell import join
@@ -17,11 +18,11 @@ from nexa_infra.monitoring.report_text import counted, money
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run, Submission
 from nexa_infra.scheduling.base import Admission
-from nexa_infra.scheduling.script import array_spec, log_option, render_script, write_script
-from nexa_infra.scheduling.torchrun import placement
+from nexa_infra.scheduling.script import array_spec, log_option, render_script, script_of, write_script
+from nexa_infra.scheduling.torchrun import placement_of
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher
-from nexa_infra.spec.load import code_root, problem_at, read_config
+from nexa_infra.spec.load import code_root, read_config
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 from nexa_infra.spec.sweep import SweepDefinition
 
@@ -97,14 +98,13 @@ def prepare_slurm_batch(
         raise ConfigError(Problem("", "give a config, or sweep= and launcher="))
     if config is not None and (sweep or job or launcher):
         raise ConfigError(Problem("", "give a config, or sweep=, job= and launcher=, not both"))
-    if asked.container is not None:
-        raise ConfigError(problem_at(file, "container", "this version runs trials in no image: remove the key"))
     run_id = run_id or f"{asked.job.name}-{secrets.token_hex(4)}"
     folder = Path(output_dir) if output_dir else Path(asked.job.output_dir or ".nexa/batches") / run_id
     directory = RunDirectory(folder.expanduser().resolve())
     if directory.script.exists():
         raise ConfigError(Problem("output_dir", f"{directory.path} already holds a job.sbatch: choose another folder"))
-    script = render_script(asked, run_id=run_id, run_dir=str(directory.path))
+    container = container_of(asked, file, None, here=False)
+    script = render_script(asked, run_id=run_id, run_dir=str(directory.path), container=container)
     for place in (directory.status, directory.trials, directory.claims):
         place.mkdir(parents=True, exist_ok=True)
     directory.path.chmod(0o700)
@@ -137,9 +137,7 @@ def prepare_slurm_batch(
 def preview_batch(run: Run, estimate: CostEstimate, admission: Admission | None = None) -> SlurmBatchArtifacts:
     """Show what a run would submit, and what the scheduler says to it; nothing is written."""
     said = admission or Admission()
-    script = render_script(
-        run.config, run_id=run.id, run_dir=run.directory, cluster=run.cluster, gpu=said.gpu, walltime=said.walltime
-    )
+    script = script_of(run, gpu=said.gpu, walltime=said.walltime)
     return SlurmBatchArtifacts(
         run_id=run.id,
         script_text=script.text,
@@ -149,7 +147,7 @@ def preview_batch(run: Run, estimate: CostEstimate, admission: Admission | None 
         estimate=estimate,
         notes=said.notes,
         starts=said.starts,
-        placement=placement(run.config.launcher, run.config.job, run.cluster.name if run.cluster else None),
+        placement=placement_of(run),
     )
 
 

@@ -7,8 +7,8 @@ import re
 from nexa_infra.hosts.shell import join, quote, quote_path
 from nexa_infra.monitoring.prices import load_price_book
 from nexa_infra.runs.record import Run
-from nexa_infra.scheduling.needs import checkpoints_check, torchrun_check
-from nexa_infra.scheduling.script import array_spec, render_script
+from nexa_infra.scheduling.needs import checkpoints_check, container_check, torchrun_check
+from nexa_infra.scheduling.script import array_spec, script_of
 from nexa_infra.scheduling.slurm.client import section
 
 
@@ -17,7 +17,7 @@ def questions(run: Run, *, facts: bool) -> str:
     job, cluster = run.config.job, run.cluster
     # A chain's job is cut to the partition's limit, whatever it asks for.
     link = "1" if run.config.checkpoint.chain_until_done else None
-    text = render_script(run.config, run_id=run.id, run_dir=run.directory, cluster=cluster, walltime=link).text
+    text = script_of(run, walltime=link).text
     partition = job.partition or (cluster.partition if cluster else None)
     where = f"-p {quote(partition)} " if partition else ""
     candidates = _candidates(job.gpu_type) if job.gpus_per_node and job.gpu_type else ()
@@ -38,7 +38,7 @@ def questions(run: Run, *, facts: bool) -> str:
         section("workdir", _workdir_check(run.workdir)),
         section("space", "df -Pk -- \"$nexa_place\" | awk 'NR > 1 { print $(NF-2) }'"),
         section("inodes", "df -Pi -- \"$nexa_place\" | awk 'NR > 1 { print $(NF-4), $(NF-2) }'"),
-        section("needs", f"{checkpoints_check(run)}\n{torchrun_check(run)}"),
+        section("needs", f"{checkpoints_check(run)}\n{torchrun_check(run)}\n{container_check(run)}"),
         section("env_file", _env_file_check(job.env_file) if job.env_file else "true"),
         _choose_gpu(where, candidates, job.gpus_per_node),
         section("gpu", 'printf %s "$nexa_gpu"'),

@@ -1,0 +1,350 @@
+"""Docker, by its own SDK: an image brought by digest, a container run to its end, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nexa_infra.containers.credentials import remembered
+from nexa_infra.containers.script import GUARD, shell_text
+from nexa_infra.errors import ContainerError
+from nexa_infra.runs.record import Container
+from nexa_infra.spec.container import Mount, size_bytes
+
+if TYPE_CHECKING:
+    import docker
+    from docker.errors import APIError
+
+# What a program has said: its stream, and whole bytes as they came.
+Hear = Callable[[Literal["stdout", "stderr"], bytes], None]
+Ended = Literal["exited", "out_of_memory", "timeout", "cancelled"]
+# Between TERM and KILL, seconds.
+GRACE = 10.0
+LABEL = "nexa.run"
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a container has ended."""
+
+    exit_code: int  # 128 + N for signal N
+    ended: Ended
+    seconds: float
+
+
+def connect(host: str | None = None) -> docker.DockerClient:
+    """Return a client of Docker's engine, DOCKER_HOST's or the usual one, once it has answered.
+
+    Raises:
+        ContainerError: it does not answer; the message says where it was looked for.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.DockerClient(base_url=host) if host else docker.from_env()
+        client.ping()
+    except (DockerException, OSError) as error:
+        where = host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        raise ContainerError(
+            f"Docker's engine does not answer at {where}: start it, set DOCKER_HOST, or choose another runtime; {error}"
+        ) from error
+    return client
+
+
+def is_remote(client: docker.DockerClient) -> bool:
+    """Say whether an engine is reached over a network, so that its files are others than this machine's."""
+    return not str(client.api.base_url).startswith("http+docker://")
+
+
+def own_image(client: docker.DockerClient, name: str) -> str | None:
+    """Return the id of an image that was built where the engine is; None of one that is not there, or was pulled."""
+    from docker.errors import ImageNotFound
+
+    try:
+        found = client.api.inspect_image(name)
+    except ImageNotFound:
+        return None
+    # One that came from a registry is pinned as that registry has it.
+    return None if found.get("RepoDigests") else str(found["Id"])
+
+
+def bring(client: docker.DockerClient, container: Container, tell: Callable[[str], None] | None = None) -> None:
+    """Pull an image where the engine lacks it, saying how far it is.
+
+    Raises:
+        ContainerError: it cannot be had; the message says whether the registry, the login or the disk is to blame.
+    """
+    from docker.errors import APIError, DockerException, ImageNotFound
+
+    try:
+        client.api.inspect_image(container.image)
+    except ImageNotFound:
+        pass
+    except (DockerException, OSError) as error:
+        raise ContainerError(f"Docker's engine cannot be asked for {container.image}: {error}") from error
+    else:
+        return
+    try:
+        if container.source == "archive" and container.file is not None:
+            with open(container.file, "rb") as stream:  # noqa: PTH123
+                for said in client.api.load_image(stream):
+                    _check_progress(said, container)
+            client.api.inspect_image(container.image)
+            return
+        if container.source != "registry":
+            raise ContainerError(f"the image {container.image} is no longer on this machine: build or push it again")
+        name, _, digest = container.image.partition("@")
+        login = remembered(name.partition("/")[0])
+        auth = {"username": login.username, "password": login.password} if login else None
+        progress = _Progress(container.image, tell)
+        for said in client.api.pull(name, tag=digest, stream=True, decode=True, auth_config=auth):
+            _check_progress(said, container)
+            progress.hear(said)
+    except ImageNotFound as error:
+        raise ContainerError(f"the registry has no {container.image}: {_words(error)}") from error
+    except APIError as error:
+        raise ContainerError(_blame(container.image, _words(error))) from error
+    except OSError as error:
+        raise ContainerError(f"Docker's engine went away while {container.image} was brought: {error}") from error
+
+
+def run(
+    client: docker.DockerClient,
+    container: Container,
+    argv: Sequence[str],
+    *,
+    mounts: Sequence[Mount],
+    workdir: str,
+    env: Mapping[str, str],
+    labels: Mapping[str, str],
+    name: str,
+    hear: Hear,
+    gpus: int = 0,
+    timeout: float | None = None,
+    stop: threading.Event | None = None,
+) -> Ending:
+    """Run a program in a container to its end, hearing what it says; the container is removed however that comes.
+
+    `timeout` is in seconds, after which it is ended: TERM, then KILL; `stop`, once set, ends it likewise. Where this
+    process is killed, the engine sees the container's standard input close, and its first process ends it all.
+
+    Raises:
+        ContainerError: the engine refuses, or went away meanwhile.
+    """
+    from docker.errors import APIError, DockerException
+
+    begun = time.time()
+    api = client.api
+    try:
+        made = api.create_container(
+            container.image,
+            ["-c", shell_text(GUARD), "nexa", *argv],
+            entrypoint=["/bin/sh"],
+            environment=dict(env),
+            labels=dict(labels),
+            working_dir=workdir,
+            user=f"{os.getuid()}:{os.getgid()}",
+            name=name,
+            stdin_open=True,
+            host_config=_host_config(client, container, mounts, gpus),
+        )
+    except (DockerException, OSError) as error:
+        raise ContainerError(f"Docker refuses a container of {container.asked}: {_words(error)}") from error
+    watched = _Watched(client, made["Id"], timeout, stop)
+    try:
+        connection = api.attach_socket(made["Id"], params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        try:
+            watched.start()
+            for stream, data in _frames(connection):
+                hear(stream, data)
+        finally:
+            connection.close()
+        code = watched.end()
+    except APIError as error:
+        raise ContainerError(_refusal(container, _words(error), gpus)) from error
+    except (DockerException, OSError) as error:
+        raise ContainerError(f"Docker's engine went away while {container.asked} ran: {error}") from error
+    finally:
+        watched.close()
+    ended = watched.why or ("out_of_memory" if code == 137 and _ran_out(client, name, begun) else "exited")
+    return Ending(code, ended, time.time() - begun)
+
+
+def leftovers(client: docker.DockerClient, run_id: str | None = None) -> list[str]:
+    """Return the containers that a run, or any run, has left behind, whatever their state."""
+    label = LABEL if run_id is None else f"{LABEL}={run_id}"
+    return [str(each["Id"]) for each in client.api.containers(all=True, filters={"label": label})]
+
+
+def remove(client: docker.DockerClient, identity: str) -> None:
+    """End and remove a container; one that is gone already is fine."""
+    from docker.errors import APIError
+
+    with suppress(APIError):  # it is gone, or going
+        client.api.remove_container(identity, force=True, v=True)
+
+
+class _Watched:
+    """A container that runs: ended when its time is over, its caller says so, or leaves by an error."""
+
+    def __init__(self, client: Any, identity: str, timeout: float | None, stop: threading.Event | None) -> None:
+        self.why: Literal["timeout", "cancelled"] | None = None
+        self._client, self._id, self._timeout = client, identity, timeout
+        self._stop = stop or threading.Event()
+        self._code: int | None = None
+        self._problem: Exception | None = None
+        self._over = threading.Event()
+        self._waiter = threading.Thread(target=self._wait, name="nexa-container", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="nexa-container-end", daemon=True)
+
+    def start(self) -> None:
+        """Start the container, and watch it."""
+        self._client.api.start(self._id)
+        self._waiter.start()
+        self._keeper.start()
+
+    def _wait(self) -> None:
+        try:
+            # A request of its own, which the engine answers once the container is gone.
+            answer = self._client.api.wait(self._id, timeout=None, condition="removed")
+            self._code = int(answer["StatusCode"])
+        except Exception as error:  # noqa: BLE001 - told by `end`, in the caller's thread
+            self._problem = error
+        finally:
+            self._over.set()
+
+    def _keep(self) -> None:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while not self._over.is_set():
+            if self._stop.is_set():
+                self.why = "cancelled"
+            elif deadline is not None and time.monotonic() >= deadline:
+                self.why = "timeout"
+            if self.why is not None:
+                self._end()
+                return
+            self._over.wait(0.1)
+
+    def _end(self) -> None:
+        for signal, patience in (("TERM", GRACE), ("KILL", 30.0)):
+            with suppress(Exception):  # it has ended meanwhile, or the engine is away: `end` says so
+                self._client.api.kill(self._id, signal)
+            if self._over.wait(patience):
+                return
+
+    def end(self) -> int:
+        """Return its exit code, once the engine has removed it."""
+        self._over.wait()
+        if self._code is not None:
+            return self._code
+        from docker.errors import NotFound
+
+        if isinstance(self._problem, NotFound):
+            return 137  # it was removed before it could be asked for
+        raise OSError(str(self._problem))
+
+    def close(self) -> None:
+        """Leave nothing of it, however its caller left."""
+        if not self._over.is_set():
+            remove(self._client, self._id)
+        self._over.set()
+
+
+def _frames(connection: Any) -> Iterator[tuple[Literal["stdout", "stderr"], bytes]]:
+    """Yield what a container says, by its stream."""
+    from docker.utils.socket import frames_iter
+
+    with suppress(AttributeError):
+        connection._sock.settimeout(None)  # the SDK has no other way to wait for ever
+    for number, data in frames_iter(connection, tty=False):
+        yield ("stderr" if number == 2 else "stdout"), data
+
+
+def _host_config(client: Any, container: Container, mounts: Sequence[Mount], gpus: int) -> Any:
+    from docker.types import DeviceRequest, LogConfig
+    from docker.types import Mount as Bind
+
+    settings = container.settings
+    memory = size_bytes(settings.memory) if settings.memory else None
+    return client.api.create_host_config(
+        auto_remove=True,
+        mounts=[Bind(each.target, each.source, type="bind", read_only=each.read_only) for each in mounts],
+        network_mode=settings.network or "none",
+        shm_size=size_bytes(settings.shm_size) if settings.shm_size else None,
+        mem_limit=memory,
+        memswap_limit=memory,
+        nano_cpus=int(settings.cpus * 1e9) if settings.cpus else None,
+        pids_limit=settings.processes,
+        group_add=[str(group) for group in os.getgroups()],
+        security_opt=["no-new-privileges"],
+        log_config=LogConfig(type="none"),
+        device_requests=[DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus else None,
+    )
+
+
+def _ran_out(client: Any, name: str, since: float) -> bool:
+    """Say whether the kernel ended something in the container for its memory."""
+    with suppress(Exception):  # then its exit code is all that is known
+        events = client.api.events(
+            since=since, until=time.time(), decode=True, filters={"container": name, "event": "oom"}
+        )
+        return any(True for _ in events)
+    return False
+
+
+class _Progress:
+    """Tells how far a pull is, at most twice a second."""
+
+    def __init__(self, image: str, tell: Callable[[str], None] | None) -> None:
+        self._image, self._tell = image, tell
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._last = 0.0
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        detail = said.get("progressDetail") or {}
+        if said.get("status") == "Downloading" and detail.get("total"):
+            self._layers[str(said.get("id"))] = (int(detail["current"]), int(detail["total"]))
+        if self._tell is None or not self._layers or time.monotonic() - self._last < 0.5:
+            return
+        self._last = time.monotonic()
+        done, total = (sum(pair) for pair in zip(*self._layers.values(), strict=True))
+        self._tell(f"pulling {self._image}: {done >> 20} of {total >> 20} MiB")
+
+
+def _check_progress(said: Mapping[str, Any], container: Container) -> None:
+    if word := said.get("error"):
+        raise ContainerError(_blame(container.image, str(word)))
+
+
+def _blame(image: str, words: str) -> str:
+    """Say what is to blame for a pull that failed."""
+    if "no space left" in words:
+        return f"the disk of Docker's engine is full, {image} could not be pulled: make room there ({words})"
+    if any(sign in words for sign in ("denied", "unauthorized", "no basic auth", "authentication required")):
+        return f"the registry refuses {image}: give a registry block that may read it, or log in to it ({words})"
+    if "not found" in words or "manifest unknown" in words:
+        return f"the registry has no {image}: {words}"
+    return f"{image} could not be pulled: {words}"
+
+
+def _refusal(container: Container, words: str, gpus: int) -> str:
+    """Say why Docker could not start a container."""
+    if gpus and ("device driver" in words or "nvidia-container-cli" in words):
+        return (
+            f"{gpus} GPUs are asked for, and Docker's engine has none to give: it needs an NVIDIA GPU and the NVIDIA "
+            f"container toolkit ({words})"
+        )
+    if '"/bin/sh"' in words:
+        return f"the image {container.asked} has no /bin/sh, by which a container is ended with its caller: add a shell"
+    return f"Docker could not run {container.asked}: {words}"
+
+
+def _words(error: Exception | APIError) -> str:
+    return str(getattr(error, "explanation", None) or error)
