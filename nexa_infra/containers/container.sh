@@ -11,7 +11,7 @@ set -u
 here=${BASH_SOURCE[0]%/*}
 node=${SLURMD_NODENAME:-$HOSTNAME}
 image='' digest='' runtime='' source='' file='' stamp='' cache='' auth_file='' network=none shm='' memory='' cpus='' processes=''
-gpus=0 run='' command='' private='' code=0 mounts=() inside=() names=()
+gpus=0 run='' command='' private='' code=0 told=0 mounts=() inside=() names=()
 # shellcheck disable=SC1091
 . "$here/container.conf"
 # A job may set PATH for its program; the runtime is found by the machine's own.
@@ -150,12 +150,23 @@ docker_run() {
   guard=$(cat -- "$here/guard.sh") || exit 66
   began=$(date +%s.%N)
   carry "$command" "${options[@]}" "$image" -c "$guard" nexa "$@"
+  # A docker that was ended early may have had a container made, and not started it.
+  if ((told && code)); then
+    sleep 0.2
+    "$command" rm --force --volumes "$name" >/dev/null 2>&1
+  fi
   if ((code == 137)) && [[ -n $("$command" events --since "$began" --until "$(date +%s.%N)" --filter "container=$name" \
     --filter event=oom --format '{{.Action}}' 2>/dev/null) ]]; then
     say "the kernel ended the program for its memory${memory:+: it was given $((memory >> 20)) MiB}"
     [[ -z ${NEXA_STATUS-} ]] || printf 'why\t%s\t%s\toom\n' "$NEXA_TRIAL" "$NEXA_ATTEMPT" >>"$NEXA_STATUS"
   elif ((code == 125)); then
     docker_answers
+  elif ((code == 137 || code == 143)) && ((!told)); then
+    # Nobody here has ended it. An engine that is being stopped ends its containers first, and answers a little longer.
+    for at in {1..10}; do
+      docker_answers
+      sleep 0.2
+    done
   fi
 }
 
@@ -168,8 +179,7 @@ csv() { printf '"%s"' "${1//\"/\"\"}"; }
 sif_fetch() {
   local sif=$cache/${digest#sha256:}.sif me owner='' failed before='' waited=0 log
   if [[ $source == sif ]]; then
-    [[ $(stat -L -c '%s %Y' -- "$file" 2>/dev/null) == "$stamp" ]] ||
-      stop 66 "$file has changed since the run was submitted, or is not there, on $node"
+    unchanged
     image=$file
     return
   fi
@@ -177,12 +187,13 @@ sif_fetch() {
   mkdir -p -- "$cache" || stop 73 "images cannot be kept in $cache on $node"
   before=$(cat -- "$sif.failed" 2>/dev/null)
   while [[ ! -e $sif ]]; do
+    [[ $source != archive ]] || unchanged
     # One that failed while this script waited fails for it as well.
     failed=$(cat -- "$sif.failed" 2>/dev/null)
-    [[ $failed == "$before" ]] || stop 74 "$image could not be made a SIF; $log ends: ${failed#* }"
+    [[ -z $failed || $failed == "$before" ]] || stop 74 "$image could not be made a SIF; $log ends: ${failed#* }"
     if ln -sT -- "$me" "$sif.lock" 2>/dev/null; then
       failed=$(cat -- "$sif.failed" 2>/dev/null)
-      if [[ $failed != "$before" ]]; then
+      if [[ -n $failed && $failed != "$before" ]]; then
         rm -f -- "$sif.lock"
         continue
       fi
@@ -191,7 +202,7 @@ sif_fetch() {
         rm -f -- "$sif.lock"
         stop 74 "$image could not be made a SIF on $node; $log ends: $(tail -n 3 -- "$log")"
       fi
-      rm -f -- "$sif.lock"
+      rm -f -- "$sif.failed" "$sif.lock"
       break
     fi
     [[ $owner == "$(readlink -- "$sif.lock")" ]] || owner=$(readlink -- "$sif.lock") waited=0
@@ -207,6 +218,12 @@ sif_fetch() {
     sleep "$((waited < 10 ? 0 : waited < 60 ? 2 : 5)).$((RANDOM % 900 + 100))"
   done
   image=$sif
+}
+
+# Stops where an image's file is another one by now.
+unchanged() {
+  [[ $(stat -L -c '%s %Y' -- "$file" 2>/dev/null) == "$stamp" ]] ||
+    stop 66 "$file has changed since the run was submitted, or is not there, on $node"
 }
 
 # Whether the builder is gone: its process, where it was on this node; its heartbeat elsewhere, by the file system's
@@ -227,20 +244,25 @@ abandoned() {
 }
 
 sif_build() {
-  local draft=$sif.$me.part beat result from=docker://$image
-  [[ $source != archive ]] || from=docker-archive:$file
-  printf 'BUILD %s from %s by %s, %s\n' "$sif" "$from" "$me" "$(date -u +%FT%TZ)" >>"$log" || return
-  say "building $sif from $from"
+  local draft=$sif.$me.part beat result squash from=docker://$image
+  [[ $source != archive ]] || from=docker-archive:archive.tar
+  printf 'BUILD %s from %s by %s, %s\n' "$sif" "${file:-$from}" "$me" "$(date -u +%FT%TZ)" >>"$log" || return
+  say "building $sif from ${file:-$from}"
   while :; do
     : >"$sif.beat"
     sleep 5
-  done &
+  done </dev/null >/dev/null 2>&1 & # its last sleep outlives it, and is not to hold the streams open
   beat=$!
   trap 'kill "$beat" 2>/dev/null; rm -f -- "$draft" "$sif.lock" "$sif.beat"; exit 143' TERM INT HUP
   (
     log_in
+    # A path in the archive's place would end at its first colon.
+    [[ $source != archive ]] || { ln -sfT -- "$file" "$private/archive.tar" && cd -- "$private"; } || exit 73
+    # By itself it would take every core of the machine, and a quarter of its memory.
+    squash="-processors $(nproc)${memory:+ -mem $((memory >> 25 ? memory >> 21 : 16))M}"
+    export APPTAINER_MKSQUASHFS_ARGS=${APPTAINER_MKSQUASHFS_ARGS-$squash}
     # Only the loopback speaks plain HTTP.
-    [[ $image != 127.* && $image != localhost[:/]* ]] || export APPTAINER_NOHTTPS=1 SINGULARITY_NOHTTPS=1
+    [[ ! $image =~ ^(127(\.[0-9]+){3}|localhost|\[::1\])(:[0-9]+)?/ ]] || export APPTAINER_NOHTTPS=1 SINGULARITY_NOHTTPS=1
     "$command" build --disable-cache --force -- "$draft" "$from"
   ) </dev/null >>"$log" 2>&1 && mv -T -- "$draft" "$sif"
   result=$?
@@ -251,7 +273,7 @@ sif_build() {
 }
 
 sif_run() {
-  local options=(exec --contain --cleanenv --ipc --home "$private/scratch:/scratch" --pwd "$PWD") at=0 each
+  local options=(exec --contain --cleanenv --ipc --pid --home "$private/scratch:/scratch" --pwd "$PWD") at=0 each guard
   local prefix=APPTAINERENV
   [[ $runtime == apptainer ]] || prefix=SINGULARITYENV
   sif_fetch
@@ -267,12 +289,14 @@ sif_run() {
     esac
   done
   for ((at = 0; at < ${#inside[@]}; at += 2)); do export "${prefix}_${inside[at]}=${inside[at + 1]}"; done
-  export "${prefix}_TMPDIR=/scratch"
+  # Values are what they are, and no shell's words.
+  export "${prefix}_TMPDIR=/scratch" APPTAINER_NO_EVAL=1 SINGULARITY_NO_EVAL=1
   if ((gpus)); then
     need_gpus
     if [[ $gpu_kind == nvidia ]]; then options+=(--nv); else options+=(--rocm); fi
   fi
-  carry "$command" "${options[@]}" "$image" "$@"
+  guard=$(cat -- "$here/guard.sh") || exit 66
+  carry "$command" "${options[@]}" "$image" /bin/sh -c "$guard" nexa "$@"
 }
 
 # --- both
@@ -291,11 +315,13 @@ need_gpus() {
 # Adds a place that is seen in the container as it is outside; `ro` as the second argument makes it read-only.
 see() { mounts+=("$1" "$1" "${2-}"); }
 
-# Runs a command whose standard input is open as long as this script lives, and sets `code`, whatever signals come in.
+# Runs a command whose standard input is open as long as this script lives, and sets `code`, whatever signals come in;
+# `told` says whether one came that was to end it.
 carry() {
   local lease child
   # The command gets each signal as well, from the process group or the job step.
-  trap : TERM INT HUP USR1 USR2
+  trap told=1 TERM INT HUP
+  trap : USR1 USR2
   exec {lease}> >(
     trap '' TERM INT HUP USR1 USR2
     exec 3>&2 2>/dev/null

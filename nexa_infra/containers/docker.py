@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from nexa_infra.containers import reaper
 from nexa_infra.containers.credentials import remembered
 from nexa_infra.containers.script import GUARD, shell_text
 from nexa_infra.errors import ContainerError
@@ -71,8 +74,10 @@ def own_image(client: docker.DockerClient, name: str) -> str | None:
         found = client.api.inspect_image(name)
     except ImageNotFound:
         return None
-    # One that came from a registry is pinned as that registry has it.
-    return None if found.get("RepoDigests") else str(found["Id"])
+    # One that came from a registry is pinned as that registry has it; one that was pushed elsewhere is still our own.
+    name = name.partition(":")[0]
+    pulled = any(str(each).partition("@")[0] == name for each in found.get("RepoDigests") or ())
+    return None if pulled else str(found["Id"])
 
 
 def bring(client: docker.DockerClient, container: Container, tell: Callable[[str], None] | None = None) -> None:
@@ -133,7 +138,8 @@ def run(
     """Run a program in a container to its end, hearing what it says; the container is removed however that comes.
 
     `timeout` is in seconds, after which it is ended: TERM, then KILL; `stop`, once set, ends it likewise. Where this
-    process is killed, the engine sees the container's standard input close, and its first process ends it all.
+    process is killed, the engine sees the container's standard input close, and its first process ends it all; one
+    that has not started yet is removed by a reaper.
 
     Raises:
         ContainerError: the engine refuses, or went away meanwhile.
@@ -142,38 +148,42 @@ def run(
 
     begun = time.time()
     api = client.api
-    try:
-        made = api.create_container(
-            container.image,
-            ["-c", shell_text(GUARD), "nexa", *argv],
-            entrypoint=["/bin/sh"],
-            environment=dict(env),
-            labels=dict(labels),
-            working_dir=workdir,
-            user=f"{os.getuid()}:{os.getgid()}",
-            name=name,
-            stdin_open=True,
-            host_config=_host_config(client, container, mounts, gpus),
-        )
-    except (DockerException, OSError) as error:
-        raise ContainerError(f"Docker refuses a container of {container.asked}: {_words(error)}") from error
-    watched = _Watched(client, made["Id"], timeout, stop)
-    try:
-        connection = api.attach_socket(made["Id"], params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+    with _reaped(client, name) as runs:
         try:
-            watched.start()
-            for stream, data in _frames(connection):
-                hear(stream, data)
+            made = api.create_container(
+                container.image,
+                ["-c", shell_text(GUARD), "nexa", *argv],
+                entrypoint=["/bin/sh"],
+                environment=dict(env),
+                labels=dict(labels),
+                working_dir=workdir,
+                user=f"{os.getuid()}:{os.getgid()}",
+                name=name,
+                stdin_open=True,
+                host_config=_host_config(client, container, mounts, gpus),
+            )
+        except (DockerException, OSError) as error:
+            raise ContainerError(f"Docker refuses a container of {container.asked}: {_words(error)}") from error
+        watched = _Watched(client, made["Id"], timeout, stop)
+        try:
+            connection = api.attach_socket(made["Id"], params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            try:
+                watched.start()
+                runs()
+                for stream, data in _frames(connection):
+                    hear(stream, data)
+            finally:
+                connection.close()
+            code = watched.end()
+        except APIError as error:
+            raise ContainerError(_refusal(container, _words(error), gpus)) from error
+        except (DockerException, OSError) as error:
+            raise ContainerError(f"Docker's engine went away while {container.asked} ran: {error}") from error
         finally:
-            connection.close()
-        code = watched.end()
-    except APIError as error:
-        raise ContainerError(_refusal(container, _words(error), gpus)) from error
-    except (DockerException, OSError) as error:
-        raise ContainerError(f"Docker's engine went away while {container.asked} ran: {error}") from error
-    finally:
-        watched.close()
+            watched.close()
     ended = watched.why or ("out_of_memory" if code == 137 and _ran_out(client, name, begun) else "exited")
+    if ended == "exited" and code in {137, 143}:
+        _check_stays(client, container)
     return Ending(code, ended, time.time() - begun)
 
 
@@ -189,6 +199,35 @@ def remove(client: docker.DockerClient, identity: str) -> None:
 
     with suppress(APIError):  # it is gone, or going
         client.api.remove_container(identity, force=True, v=True)
+
+
+@contextmanager
+def _reaped(client: docker.DockerClient, name: str) -> Iterator[Callable[[], None]]:
+    """Have a container removed, should this process be killed before it says that the container runs.
+
+    That is for an engine whose socket is here.
+    """
+    path = getattr(client.api.get_adapter(client.api.base_url), "socket_path", None)
+    if path is None:
+        yield lambda: None
+        return
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", reaper.__file__, str(path), name],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+    ) as process:  # fmt: skip
+
+        def runs() -> None:
+            if process.stdin is not None and not process.stdin.closed:
+                with suppress(OSError), process.stdin:
+                    process.stdin.write(b"r")
+
+        try:
+            yield runs
+        except Exception:
+            runs()
+            raise
+        # Any other end, such as Ctrl-C in the middle of a request, is for the reaper.
+        runs()
 
 
 class _Watched:
@@ -297,6 +336,18 @@ def _ran_out(client: Any, name: str, since: float) -> bool:
         )
         return any(True for _ in events)
     return False
+
+
+def _check_stays(client: Any, container: Container) -> None:
+    """Notice an engine that is being stopped: it ends its containers first, and answers on for a moment."""
+    from docker.errors import DockerException
+
+    try:
+        for _ in range(10):
+            client.ping()
+            time.sleep(0.2)
+    except (DockerException, OSError) as error:
+        raise ContainerError(f"Docker's engine was stopped while {container.asked} ran: {error}") from error
 
 
 class _Progress:

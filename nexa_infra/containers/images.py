@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from nexa_infra.containers.credentials import host_of_registry
+
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
-    rf"(?:(?P<registry>(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?)/)?(?P<repository>{_COMPONENT}(?:/{_COMPONENT})*)"
+    rf"(?:(?P<registry>(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?)/)?(?P<repository>{_COMPONENT}(?:/{_COMPONENT})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>\S+))?"
 )
 HUB = "docker.io"
@@ -44,22 +46,29 @@ def parse_reference(text: str) -> Reference:
         ValueError: it is none; the message says what one looks like.
     """
     word = text.removeprefix("docker://")
-    if "#" in word.partition("/")[0]:  # as enroot writes it
+    marked = "#" in word.partition("/")[0]  # as enroot writes it
+    if marked:
         word = word.replace("#", "/", 1)
     first, slash, _ = word.partition("/")
-    hosted = slash and ("." in first or ":" in first or first == "localhost")
+    hosted = bool(slash) and ("." in first or ":" in first or first == "localhost")
+    if marked and not hosted:
+        told = f"a registry has a dot or a port in its name, such as {first or 'lab'}:5000"
+        raise ValueError(f"{text!r} is no image: {told}")
     found = _REFERENCE.fullmatch(word if hosted else f"{HUB}/{word}")
     if found is None:
-        lowered = f": names are in small letters, {word.lower()}" if _REFERENCE.fullmatch(word.lower()) else ""
-        raise ValueError(f"{text!r} is no image{lowered or ': write REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST'}")
-    digest = found["digest"]
+        small = re.sub(r"^.*?(?=(?::[^/:@]*)?(?:@.*)?$)", lambda name: name[0].lower(), word)
+        told = "write REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST"
+        if small != word and _REFERENCE.fullmatch(small):
+            told = f"names are in small letters, {small}"
+        raise ValueError(f"{text!r} is no image: {told}")
+    registry, digest = host_of_registry(found["registry"]), found["digest"]
     if digest is not None and not DIGEST.fullmatch(digest):
         raise ValueError(f"{text!r} has no digest after @: one is sha256: and 64 hexadecimal digits")
     repository = found["repository"]
-    if found["registry"] == HUB and "/" not in repository:
+    if registry == HUB and "/" not in repository:
         repository = f"library/{repository}"
     tag = found["tag"] or (None if digest else "latest")
-    return Reference(found["registry"], repository, tag, digest, bare=not hosted)
+    return Reference(registry, repository, tag, digest, bare=not hosted)
 
 
 def file_named(image: str) -> str | None:

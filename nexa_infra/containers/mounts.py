@@ -42,10 +42,13 @@ def mounts_of(settings: ContainerSettings, cluster: Cluster | None) -> tuple[Mou
     known = cluster.volumes if cluster else {}
     for name in settings.volumes:
         if name not in known:
-            there = f"there are {', '.join(sorted(known))}" if known else "it has none"
-            where = f"the cluster {cluster.name} knows no volume" if cluster else "this machine has no volumes: none is"
-            instead = there if cluster else "mount a folder with container.mounts"
-            raise ConfigError(Problem("container.volumes", f"{where} {name!r}{suggestion(name, known)}: {instead}"))
+            where = f"the cluster {cluster.name}" if cluster else "this machine"
+            instead = f"there are {', '.join(sorted(known))}"
+            if not known:
+                block = ", or name it under volumes in the cluster's block" if cluster else ""
+                instead = f"it has none: mount a folder (container.mounts){block}"
+            told = f"{where} knows no volume {name!r}{suggestion(name, known)}: {instead}"
+            raise ConfigError(Problem("container.volumes", told))
         found.append(Mount(source=known[name], target=f"{DATA}/{name}"))
     if wrong := [*_taken_twice(found), *_forbidden(settings.mounts, cluster)]:
         raise ConfigError(*(Problem("container.mounts", why) for why in wrong))
@@ -64,11 +67,14 @@ def _taken_twice(mounts: Sequence[Mount]) -> Iterator[str]:
 
 
 def _forbidden(mounts: Sequence[Mount], cluster: Cluster | None) -> Iterator[str]:
-    """Yield the mounts outside what a cluster allows; its volumes are its own word."""
+    """Yield the mounts outside what a cluster allows; its volumes are its own word.
+
+    Where a link or a home leads only the cluster knows: it is asked before anything is submitted.
+    """
     if cluster is None or not cluster.allowed_mounts:
         return
     for mount in mounts:
         source = PurePosixPath(mount.source)
-        if not any(source.is_relative_to(folder) for folder in cluster.allowed_mounts):
+        if mount.source.startswith("/") and not any(source.is_relative_to(each) for each in cluster.allowed_mounts):
             allowed = ", ".join(cluster.allowed_mounts)
             yield f"{mount.source} lies outside what the cluster {cluster.name} lets containers mount: {allowed}"

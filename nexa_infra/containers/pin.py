@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from nexa_infra.containers.mounts import merged, mounts_of
 from nexa_infra.containers.pyxis import misfit_of_path
 from nexa_infra.containers.registry import RegistryUnreachableError, resolve
 from nexa_infra.errors import ConfigError, ContainerError, HostError, Problem
-from nexa_infra.hosts.shell import quote_path
+from nexa_infra.hosts.shell import quote, quote_path
 from nexa_infra.runs.record import Container
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.container import ContainerSpec, RuntimeName
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 # A digest is read of a whole .sif file, however large, seconds.
 _READING = 1800.0
+# An image's id is the digest of its configuration, whatever an archive calls that.
+_ARCHIVE_DIGEST = r"""
+config=$(tar -xOf "$file" manifest.json | grep -o '"Config" *: *"[^"]*"' | head -n 1)
+config=${config%\"} config=${config##*\"}
+[ -n "$config" ] && tar -xOf "$file" -- "$config" >/dev/null || exit 1
+tar -xOf "$file" -- "$config" | sha256sum"""
 _WITHOUT_ENGINE: tuple[RuntimeName, ...] = ("apptainer", "singularity")
 
 
@@ -62,7 +69,7 @@ def pin(
     if image is None:
         raise ConfigError(Problem("container", "names no image: set container.target, or container.image"))
     if catalog is not None and catalog.require_digest and file_named(image) is None and "@" not in image:
-        message = f"{image} has no digest, and the catalog demands one: write {image.rpartition(':')[0]}@sha256:…"
+        message = f"{image} has no digest, and the catalog demands one: write {_parsed(image).name}@sha256:…"
         raise ConfigError(Problem("container.image", message))
     settings = merged(target, asked)
     mounts = mounts_of(settings, cluster)
@@ -70,8 +77,10 @@ def pin(
         runtime = "docker" if client is not None else runtime_here()
     elif runtime == "auto" and cluster is not None and _has_pyxis(host):
         runtime = "pyxis"
-    if runtime == "pyxis" and (wrong := [why for each in mounts if (why := misfit_of_path(each.source + each.target))]):
-        raise ConfigError(*(Problem("container.mounts", why) for why in wrong))
+    if runtime == "pyxis":
+        places = [place for each in mounts for place in (each.source, each.target)]
+        if wrong := [why for place in places if (why := misfit_of_path(place))]:
+            raise ConfigError(*(Problem("container.mounts", why) for why in wrong))
     found: Mapping[str, str | None] = (
         _of_file(path, host, runtime)
         if (path := file_named(image)) is not None
@@ -161,39 +170,59 @@ def _of_file(path: str, host: Host, runtime: RuntimeName) -> dict[str, str | Non
     if absolute is None and host.remote:
         message = f"{path} is a file on {host.name}, whose folder is not known: write its absolute path"
         raise ConfigError(Problem("container.image", message))
-    place = quote_path(absolute or str(Path(path).resolve()))
     archived = not path.endswith((".sif", ".sqsh"))
-    read = 'tar -xOf "$file" manifest.json' if archived else 'sha256sum < "$file"'
-    done = host.script(
-        f"""
-file=$(readlink -f -- {place}) && [ -f "$file" ] || {{ echo no; exit 0; }}
-printf '%s\\n' "$file"
-stat -c '%s %Y' -- "$file"
-{read}""",
-        timeout=_READING,
-    )
-    lines = done.stdout.splitlines()
-    if lines == ["no"] or len(lines) < 3:
-        why = f"is no archive of `docker save`: {done.stderr.strip()}" if done.returncode else "is not there"
-        raise ConfigError(Problem("container.image", f"{path} {why}, {where}"))
+    if archived or host.remote:
+        lines = _asked_of(host, absolute or str(Path(path).resolve()), path, where, archived=archived)
+    else:
+        lines = _looked_at(Path(path).expanduser())
+    if len(lines) < 3:
+        raise ConfigError(Problem("container.image", f"{path} is not there, {where}"))
+    digest = f"sha256:{lines[2].split()[0]}"
     if not archived:
         runs = ("pyxis",) if path.endswith(".sqsh") else ("apptainer", "singularity", "auto")
         if runtime not in runs:
             kind = "a squashfs image of enroot" if path.endswith(".sqsh") else "a SIF"
             message = f"{path} is {kind}, which {runtime} does not run: set container.runtime: {runs[0]}"
             raise ConfigError(Problem("container.image", message))
-        digest = f"sha256:{lines[2].split()[0]}"
         return {"image": lines[0], "digest": digest, "source": "sif", "file": lines[0], "stamp": lines[1]}
     if runtime == "pyxis":
         message = f"{path} is an archive, which Pyxis does not run: push it to a registry"
         raise ConfigError(Problem("container.image", message))
+    return {"image": digest, "digest": digest, "source": "archive", "file": lines[0], "stamp": lines[1]}
+
+
+def _asked_of(host: Host, place: str, path: str, where: str, *, archived: bool) -> list[str]:
+    """Return a file's resolved path, its stamp and its digest, as its host says in one round trip."""
+    read = _ARCHIVE_DIGEST if archived else 'sha256sum < "$file"'
+    done = host.script(
+        f"""
+file=$(readlink -f -- {quote_path(place, by=quote)}) && [ -f "$file" ] || {{ echo no; exit 0; }}
+printf '%s\\n' "$file"
+stat -c '%s %Y' -- "$file"
+{read}""",
+        timeout=_READING,
+    )
+    if done.returncode:
+        told = f"{path} is no archive of `docker save`: {done.stderr.strip()}, {where}"
+        raise ConfigError(Problem("container.image", told))
+    return done.stdout.splitlines()
+
+
+def _looked_at(path: Path) -> list[str]:
+    """Return the same of a file here, which a process that runs many containers of it reads once."""
     try:
-        config = str(json.loads("\n".join(lines[2:]))[0]["Config"])
-    except (ValueError, LookupError, TypeError) as error:
-        message = f"{path} is no archive of `docker save`, {where}"
-        raise ConfigError(Problem("container.image", message)) from error
-    digest = "sha256:" + config.rpartition("/")[2].removesuffix(".json")
-    return {"image": digest, "digest": digest, "source": "archive", "file": lines[0]}
+        file = path.resolve(strict=True)
+        found = file.stat()
+        digest = _digest_of(str(file), found.st_ino, found.st_size, found.st_mtime_ns)
+    except OSError:
+        return []
+    return [str(file), f"{found.st_size} {int(found.st_mtime)}", digest]
+
+
+@cache
+def _digest_of(file: str, *_identity: int) -> str:
+    with open(file, "rb") as stream:  # noqa: PTH123
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _has_pyxis(host: Host) -> bool:

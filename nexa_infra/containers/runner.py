@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -266,6 +267,8 @@ class _Heard:
         for name in self._tails:
             number = os.open(self._directory / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._files[name] = os.fdopen(number, "wb", buffering=0)
+            with suppress(OSError):  # a file system may have no locks
+                fcntl.flock(number, fcntl.LOCK_SH)  # so that `clean` sees that it is in use
         return self
 
     def __exit__(self, *_: object) -> None:

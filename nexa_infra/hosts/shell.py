@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -23,9 +23,9 @@ def quote_line(word: str) -> str:
     return "$'" + _CONTROL.sub(lambda found: _ESCAPES.get(found[0], f"\\{ord(found[0]):03o}"), escaped) + "'"
 
 
-def quote_path(path: str) -> str:
-    """Quote a path for bash; a leading `~/` stays the home of whoever runs it."""
-    return '"$HOME"/' + quote_line(path[2:]) if path.startswith("~/") else quote_line(path)
+def quote_path(path: str, *, by: Callable[[str], str] = quote_line) -> str:
+    """Quote a path for bash, or `by` for another shell; a leading `~/` stays the home of whoever runs it."""
+    return '"$HOME"/' + by(path[2:]) if path.startswith("~/") else by(path)
 
 
 def join(words: Iterable[str]) -> str:

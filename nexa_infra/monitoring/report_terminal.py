@@ -64,8 +64,10 @@ def _summary(report: CostReport) -> Iterator[str]:
         yield from _place("Prefect", report.flow_run_url)
     if told := words.code_version(report):
         yield from _field("Code", told)
-    if told := words.image(report):
-        yield from _place("Image", told)
+    if (image := report.image) is not None:
+        # The digest is copied whole, which no other line leaves room for.
+        yield from _field("Image", f"{image.asked.partition('@')[0]}, by {image.runtime}")
+        yield f"{' ' * 2 * _INDENT}{image.digest}"
     yield from _field("Trials", words.states(report))
 
 

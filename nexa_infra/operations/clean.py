@@ -18,7 +18,16 @@ from pydantic import ValidationError
 
 from nexa_infra.errors import HostError, NexaError, RunNotFoundError
 from nexa_infra.operations import steps
-from nexa_infra.operations.clean_images import CONTAINERS, IMAGES, left_containers, left_images, remove_container
+from nexa_infra.operations.clean_images import (
+    CONTAINERS,
+    IMAGES,
+    is_heard,
+    left_containers,
+    left_folders,
+    left_images,
+    remove_container,
+    remove_image,
+)
 from nexa_infra.operations.failures import failure
 from nexa_infra.operations.manage import home
 from nexa_infra.operations.sync import snapshots_locked
@@ -103,11 +112,14 @@ def leftovers(older: float) -> tuple[list[Leftover], list[Staying]]:
                 gone.append(_measured("snapshot", path, used))
     for name, made in left_containers(_in_use):
         gone.append(Leftover("container", Path(name), 0, 0, made))
-    old = ((path, path.stat().st_mtime) for path in _folders(base / CONTAINERS))
-    gone.extend(_measured("run", path, used) for path, used in old if used < limit)
-    gone.extend(Leftover("image", path, size, 1, used) for path, size, used in left_images(base, older))
-    # Runs go first: a snapshot stays as long as a run that uses it.
-    return sorted(gone, key=lambda each: (each.kind == "snapshot", each.used)), stays
+    gone.extend(_measured("run", path, used) for path, used in left_folders(base, older))
+    for path in _folders(base / CONTAINERS):
+        if path.name.startswith(_DOOMED):
+            gone.extend(_remains(path, limit))
+    sifs = list(left_images(base, older, except_for={each.path for each in gone}))
+    gone.extend(Leftover("image", each.path, each.size, each.files, each.used) for each in sifs)
+    # Runs go first: a snapshot or an image stays as long as a run that uses it.
+    return sorted(gone, key=lambda each: (each.kind in {"snapshot", "image"}, each.used)), stays
 
 
 def remove(leftover: Leftover) -> None:
@@ -121,10 +133,12 @@ def remove(leftover: Leftover) -> None:
         remove_container(str(path))
         return
     if leftover.kind == "image" and path.parent == home() / IMAGES:
-        path.unlink(missing_ok=True)
+        remove_image(path)
         return
     if path.is_symlink() or path.parent not in {home() / name for name in ("runs", "snapshots", CONTAINERS)}:
         raise NexaError(f"{path} is not in this home's runs/ or snapshots/: it stays")
+    if path.parent.name == CONTAINERS and is_heard(path):
+        raise NexaError(f"the container of {path} runs: it stays")
     # First out of sight, so that half a run is never taken for a whole one.
     doomed = path if path.name.startswith(_DOOMED) else path.with_name(_DOOMED + path.name)
     if leftover.kind == "run" and path.parent.name == CONTAINERS:

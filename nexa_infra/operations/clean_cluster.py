@@ -1,7 +1,7 @@
 """What old runs have left in a cluster's workdir, and its removal: one script measures it, one removes a thing.
 
-Only plain folders of one's own that lie directly in `runs/` and `snapshots/`, under names that this package gives, are
-ever removed. The host needs GNU find, awk and xargs.
+Only plain folders of one's own that lie directly in `runs/` and `snapshots/`, and files in `images/`, under names that
+this package gives, are ever removed. The host needs GNU find, awk, grep and xargs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PATIENCE = 3600.0
 
 _RUN = r"[0-9]{8}-[0-9]{6}-[a-z0-9-]+"
 _SNAPSHOT = r"[0-9a-f]{16}"
+_IMAGE = r"[0-9a-f]{64}"
+_OF_AN_IMAGE = rf"{_IMAGE}\.(sif|log|sif\.[A-Za-z0-9._-]+)"
 _REMAINS = r"\.(deleting|staging)-[A-Za-z0-9._-]+"
 # What the scripts end with where something stays, and where there is no workdir yet.
 _STAYS = 65
@@ -62,6 +64,20 @@ links() {
             [ -L "$each/code" ] && printf 'code - %s\0' "$(readlink -- "$each/code")"
         done
     } | tr '\n\0' ' \n'
+}
+# A line for each digest that a run's record holds; those that `links` knows no run of count for everybody.
+wants() {
+    [ ! -d runs ] || find ./runs -mindepth 2 -maxdepth 2 -name run.json ! -path './runs/.deleting-*' ! -readable \
+        -printf 'masked\n' || printf 'masked\n'
+    [ ! -d runs ] || find ./runs -mindepth 2 -maxdepth 2 -name run.json ! -path './runs/.deleting-*' \
+        -exec grep -HosE '"sha256:[0-9a-f]{64}"' '{}' +
+    for each in ./runs/* "$@"; do
+        case $each in
+            ./runs/*) [ -L "$each" ] || continue ;;
+        esac
+        grep -hosE '"sha256:[0-9a-f]{64}"' -- "$each/run.json"
+    done
+    true
 }
 """
 
@@ -97,6 +113,12 @@ look() {
         cd ./snapshots || exit 1
         made=$(find . -mindepth 1 -maxdepth 1 -type d -uid "$me" -regextype posix-extended -regex "\./$a_snapshot" \
             -printf 'snapshot %f %T@\n')
+        cd .. || exit 1
+    fi
+    if [ -d images ] && [ ! -L images ]; then
+        cd ./images || exit 1
+        find . -mindepth 1 -maxdepth 1 ! -type d -uid "$me" -regextype posix-extended -regex "\./$of_an_image" \
+            -printf 'image %f %s %T@ %A@\n'
         cd .. || exit 1
     fi
     remains=$(find ./runs ./snapshots -mindepth 1 -maxdepth 1 -type d -uid "$me" -regextype posix-extended \
@@ -157,7 +179,21 @@ hide_remains() {
     [ "$name" = "$doomed" ] || mv -T -- "$name" "$doomed" || exit 1
     case $name in .staging-*) rm -f -- ".verified/${name#.staging-}" ;; esac
 }
-cd "./$place" || exit 1
+# A builder's lock is as old as its build: the heartbeat beside it says that it goes on.
+remove_image() {
+    [ -z "$(find . -mindepth 1 -maxdepth 1 -name "$image.*" '(' -newermt "@$since" -o -newerat "@$since" ')' \
+        -print -quit)" ] || stays "it was used just now"
+    uses=$(cd .. && wants "$@" 2>/dev/null) || exit 1
+    ! printf '%s\n' "$uses" | grep -Eq "^masked\$|sha256:$image\"\$" || stays "it is in use again"
+    find . -mindepth 1 -maxdepth 1 ! -type d -uid "$me" -name "$image.*" -exec rm -f -- '{}' + || exit 1
+}
+[ ! -L "$place" ] || stays "$place is a link, which is not followed"
+cd "./$place" 2>/dev/null || exit 66
+if [ "$kind" = image ]; then
+    image=${name%.sif}
+    remove_image "$@"
+    exit 0
+fi
 mine || stays "it is no folder of yours"
 if [ "$place" = snapshots ]; then
     # Whoever takes up a snapshot holds this lock as well.
@@ -183,6 +219,9 @@ class Workdir:
     runs: Mapping[str, float]  # one's own: when it was last used
     snapshots: Mapping[str, float]  # likewise
     sizes: Mapping[str, tuple[int, int, float]]  # of what may go: bytes, inodes, and when anything in it changed last
+    images: Mapping[str, tuple[int, int, float]]  # SIFs with their logs: bytes, files, and when any was used last
+    digests: Mapping[str, Set[str]]  # the digests that each run's record holds; those of `-` are used elsewhere
+    masked: bool  # whether a record in runs/ cannot be read
     code: Mapping[str, Set[str]]  # the snapshots that each folder in runs/ uses; those of `-` are used elsewhere
     hidden: bool  # whether a folder in runs/ cannot be looked into
     queue: Sequence[QueueRow]
@@ -200,13 +239,15 @@ def leftovers_on(cluster: Cluster, host: Host, older: float) -> tuple[list[Lefto
     """
     older = min(max(older, clean.GRACE_SECONDS, 0.0), 1e10)
     # Nothing that a folder is called can print a mark which nobody knows.
-    files, queue, links = (f"{name}_{secrets.token_hex(8)}" for name in ("files", "queue", "links"))
+    files, queue, links, wants = (f"{name}_{secrets.token_hex(8)}" for name in ("files", "queue", "links", "wants"))
     names = {"a_run": _RUN, "a_snapshot": _SNAPSHOT, "remains_of_a_crash": _REMAINS, "of_a_run": _OF_A_RUN}
+    names["of_an_image"] = _OF_AN_IMAGE
     text = _opening(cluster, _elsewhere(cluster), older=f"{older:.0f}", **names)
     text += f"{_LOOK}now=$(date +%s)\nlimit=$((now - older))\n{_ENTER}"
     text += section(files, "(look 2>/dev/null)")
     text += section(queue, queue_command("nexa-"))
     text += section(links, '(links "$@" 2>/dev/null)')
+    text += section(wants, '([ ! -d images ] || wants "$@" 2>/dev/null)')
     begun = time.time()
     done = SlurmClient(host).script(text, timeout=PATIENCE)
     if done.returncode == _ABSENT:
@@ -214,18 +255,18 @@ def leftovers_on(cluster: Cluster, host: Host, older: float) -> tuple[list[Lefto
     if done.returncode:
         raise NexaError(f"{printable(cluster.workdir)} on {host.name} cannot be looked at: {_words(done)}")
     found = sections(done.stdout)
-    if {files, queue, links} - found.keys() or found[files][1]:
+    if {files, queue, links, wants} - found.keys() or found[files][1]:
         what = f"{host.name} did not tell what is in {printable(cluster.workdir)}"
         raise HostError(f"{what}: does it have GNU find, awk and xargs?")
     try:
         rows = read_answer(found[queue], "nexa-")
     except UnknownStateError as error:
         raise UnknownStateError(f"nothing is removed from {printable(cluster.workdir)}: {error}") from error
-    looked = read_workdir(found[files][0], found[links][0], rows)
+    looked = read_workdir(found[files][0], found[links][0], found[wants][0], rows)
     return sort_out(looked, Path(cluster.workdir), older, begun - looked.now)
 
 
-def read_workdir(files: str, links: str, queue: Sequence[QueueRow]) -> Workdir:
+def read_workdir(files: str, links: str, wants: str, queue: Sequence[QueueRow]) -> Workdir:
     """Read what the script printed of a workdir."""
     told: dict[str, list[list[str]]] = defaultdict(list)
     for line in files.splitlines():
@@ -237,11 +278,23 @@ def read_workdir(files: str, links: str, queue: Sequence[QueueRow]) -> Workdir:
         if ends := re.search(rf"(?:[ /]|^)({_SNAPSHOT})$", line):
             run = re.match(rf"code ({_RUN})/code ", line)
             code[run[1] if run else "-"].add(ends[1])
+    digests: dict[str, set[str]] = defaultdict(set)
+    for line in wants.split("\n"):
+        if asked := re.fullmatch(rf"(?:\./runs/({_RUN})/run\.json:)?.*\"sha256:({_IMAGE})\"", line):
+            digests[asked[1] or "-"].add(asked[2])
+    images: dict[str, tuple[int, int, float]] = {}
+    for name, size, *moments in told["image"]:
+        digest = name.partition(".")[0]
+        bytes_, count, last = images.get(digest, (0, 0, 0.0))
+        images[digest] = (bytes_ + int(size), count + 1, max(last, *map(float, moments)))
     return Workdir(
         now=float(told["now"][0][0]),
         runs={name: float(used) for name, used in told["used"] if name in ours},
         snapshots={name: float(used) for name, used in told["snapshot"]},
         sizes={path: (int(size), int(inodes), float(newest)) for path, size, inodes, newest in told["size"]},
+        images=images,
+        digests=digests,
+        masked="masked" in wants.split("\n"),
         code=code,
         hidden="hidden" in links.split("\n"),
         queue=queue,
@@ -277,12 +330,19 @@ def sort_out(found: Workdir, base: Path, older: float, skew: float) -> tuple[lis
         stays.append(Staying(base / "snapshots", "a folder in runs/ cannot be looked into, and may use them"))
     else:
         gone.extend(leftover("snapshot", f"snapshots/{name}", used) for name, used in unused.items())
-    # Runs go first: a snapshot stays as long as a run that uses it.
-    return sorted(gone, key=lambda each: (each.kind == "snapshot", each.used)), stays
+    asked = {each for name, digests in found.digests.items() if name not in going for each in digests}
+    idle = {name: image for name, image in found.images.items() if name not in asked and image[2] < limit}
+    if idle and found.masked:
+        stays.append(Staying(base / "images", "a run.json in runs/ cannot be read, and may ask for them"))
+    else:
+        for name, (size, files, used) in idle.items():
+            gone.append(Leftover("image", base / "images" / f"{name}.sif", size, files, used + skew))
+    # Runs go first: a snapshot or an image stays as long as a run that uses it.
+    return sorted(gone, key=lambda each: (each.kind in {"snapshot", "image"}, each.used)), stays
 
 
 def remove_on(host: Host, cluster: Cluster, leftover: Leftover) -> None:
-    """Delete a run directory, a snapshot or what a crash left on a cluster, unless it is in use again.
+    """Delete a run directory, a snapshot, an image or what a crash left on a cluster, unless it is in use again.
 
     Raises:
         NexaError: it is in use, or is none of these; it stays.
@@ -291,8 +351,10 @@ def remove_on(host: Host, cluster: Cluster, leftover: Leftover) -> None:
     """
     path, kind = leftover.path, leftover.kind
     place, name = path.parent.name, path.name
-    folder, pattern = {"run": ("runs", _RUN), "snapshot": ("snapshots", _SNAPSHOT)}.get(kind, (place, _REMAINS))
-    named = re.fullmatch(pattern, name) and place == folder and place in {"runs", "snapshots"}
+    known = {"run": ("runs", _RUN), "snapshot": ("snapshots", _SNAPSHOT), "image": ("images", rf"{_IMAGE}\.sif")}
+    folder, pattern = known.get(kind, (place, _REMAINS))
+    named = re.fullmatch(pattern, name) and place == folder and (place != "images" or kind == "image")
+    named = named and place in {"runs", "snapshots", "images"}
     if not named or path.parent != Path(cluster.workdir) / place:
         raise NexaError(f"{printable(str(path))} is nothing of this package's in {cluster.name}'s workdir: it stays")
     doomed = name if name.startswith(".deleting-") else f".deleting-{name.removeprefix('.')}-{secrets.token_hex(4)}"

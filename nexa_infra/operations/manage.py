@@ -137,6 +137,8 @@ def prepare_retry(name: str) -> Run:
         hint = f"; {left} are unfinished, `nexa-infra resume {run.id}` runs those" if left else ""
         raise NexaError(f"no trial of run {run.id} failed, so there is nothing to retry{hint}")
     scheduler.reopen(run)
+    # Trials start as soon as they are submitted, and only this process may have the registry's login.
+    steps.fetch_image(run)
     submit_trials(run, scheduler, [(t, attempts[t][-1].number + 1 if t in attempts else 1) for t in failed])
     return run
 

@@ -7,11 +7,15 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
-from nexa_infra.errors import HostError
+from nexa_infra.errors import ContainerError, HostError
 from nexa_infra.hosts.local import LocalHost
 from nexa_infra.provisioning.check import FEW_INODES, GIB, Check, numbers
+
+# Where Docker's engine listens, unless DOCKER_HOST names another place.
+SOCKET = Path("/var/run/docker.sock")
 
 
 def check_here(home: Path) -> Iterator[Check]:
@@ -24,6 +28,7 @@ def check_here(home: Path) -> Iterator[Check]:
     yield _writable(home)
     yield _space(home)
     yield Check("cores", True, f"{len(os.sched_getaffinity(0))} usable")
+    yield _containers()
     gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
     yield Check("GPUs", True, f"{len(gpus)} NVIDIA" if gpus else "none: jobs that ask for GPUs run without them here")
 
@@ -37,6 +42,29 @@ def _tool(name: str, argv: list[str], pattern: str, remedy: str, least: tuple[in
         return Check(name, False, "its version cannot be read", remedy)
     fine = numbers(found[1]) >= least
     return Check(name, fine, found[1], "" if fine else remedy)
+
+
+def _containers() -> Check:
+    """Say what runs containers here; without a socket, the SDK of Docker is not even looked at."""
+    ready, silent, named = [], "", os.environ.get("DOCKER_HOST")
+    if named or SOCKET.exists():
+        from nexa_infra.containers.docker import connect
+
+        try:
+            with closing(connect()) as client:
+                ready.append(f"docker {client.version()['Version']}")
+        except (ContainerError, OSError):
+            silent = f"docker gives no answer at {named or SOCKET}"
+    for name in ("apptainer", "singularity"):
+        with suppress(HostError):
+            if found := re.search(r"\d+\.\d+(\.\d+)?", LocalHost().run([name, "--version"], timeout=10).stdout):
+                ready.append(f"{name} {found[0]}")
+    told = ", ".join([*ready, *([silent] if silent else [])])
+    if silent and named:
+        return Check("containers", False, told, "start Docker's engine, or correct or unset DOCKER_HOST")
+    if not ready:
+        return Check("containers", True, f"{silent or 'neither Docker nor Apptainer is here'}: trials run without")
+    return Check("containers", True, told)
 
 
 def _sure(name: str, look: Callable[[], str], remedy: str) -> Check:

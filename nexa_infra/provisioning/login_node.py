@@ -39,10 +39,12 @@ def check_containers(found: Inspection) -> Iterator[Check]:
     tried = {name for name in names if found.answer(name).outcome in {"ran", "cut"}}
     mute = [f"{name} gives no answer" for name in names if name in tried - ready.keys()]
     told = ", ".join([*(f"{name} {version}" for name, version in ready.items()), *mute]) or f"none on {found.machine}"
+    usable = [name for name in ready if name != "enroot"]  # it runs jobs only through Pyxis
     if asked in {"auto", "none"} or asked in ready:
-        yield Check("containers", True, told if ready else f"{told}: trials run without")
+        yield Check("containers", True, told if usable or asked == "none" else f"{told}: trials run without")
     else:
-        remedy = f"set `runtime` in the cluster's block to {' or '.join(ready) or 'none'}, or {ASK_FOR} {asked}"
+        set_it = f"set `runtime` in the cluster's block to {' or '.join(usable) or 'none'}"
+        remedy = f"{set_it}, or {ASK_FOR} {asked}; where a module brings it, load that in job.setup"
         yield Check(
             "containers",
             False,

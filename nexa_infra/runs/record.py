@@ -61,7 +61,7 @@ class Container(Record):
     digest: str = Field(description="sha256:…, of the manifest, of the image's configuration, or of the .sif file")
     source: Literal["registry", "local", "archive", "sif"] = Field(default="registry", description="who has it")
     file: str | None = Field(default=None, description="the archive's, or the .sif file's, absolute path")
-    stamp: str | None = Field(default=None, description="size and time of a .sif file, `bytes seconds`")
+    stamp: str | None = Field(default=None, description="size and time of the file, `bytes seconds`")
     runtime: RuntimeName = Field(default="auto", description="what runs it; auto is found out where it runs")
     settings: ContainerSettings = Field(default=ContainerSettings(), description="the target's and the config's")
     mounts: tuple[Mount, ...] = Field(default=(), description="volumes and mounts, checked; the run's own come besides")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 
-from nexa_infra.hosts.shell import quote_path
+from nexa_infra.hosts.shell import join, quote, quote_path
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.script import setup_lines
+from nexa_infra.spec.cluster import Cluster
 
 # How long a trial's environment may take to be made when it is tried, seconds.
 SETUP_SECONDS = 120.0
@@ -54,16 +56,44 @@ def container_check(run: Run) -> str:
     container = run.container
     if container is None:
         return "true"
-    checks = [_MOUNT_CHECK.replace("PATH_SEEN", quote_path(mount.source)) for mount in container.mounts]
+    checks = [_MOUNT_CHECK.replace("PATH_SEEN", quote_path(mount.source, by=quote)) for mount in container.mounts]
+    if run.cluster is not None and run.cluster.allowed_mounts:
+        # A cluster's volumes are its own word.
+        checks += [_allowed_check(mount.source, run.cluster) for mount in container.settings.mounts]
     if container.auth_file is not None:
-        checks.append(_AUTH_CHECK.replace("PATH_SEEN", quote_path(container.auth_file)))
+        checks.append(_AUTH_CHECK.replace("PATH_SEEN", quote_path(container.auth_file, by=quote)))
     return "".join(checks) or "true"
+
+
+def _allowed_check(source: str, cluster: Cluster) -> str:
+    values = {
+        "PATH_SEEN": quote_path(source, by=quote),
+        "CLUSTER": quote(cluster.name),
+        "FOLDERS": join(cluster.allowed_mounts),
+        "TOLD": quote(", ".join(cluster.allowed_mounts)),
+    }
+    return re.sub("|".join(values), lambda found: values[found[0]], _ALLOWED_CHECK)
 
 
 _MOUNT_CHECK = r"""
 nexa_seen=PATH_SEEN
 [ -e "$nexa_seen" ] ||
   printf 'container.mounts: %s is not there, asked on %s: make it, or name another\n' "$nexa_seen" "$(hostname)"
+"""
+# A link may lead out of what is allowed, and an allowed folder may be one; `-n` keeps a newline at a path's end.
+_ALLOWED_CHECK = r"""
+nexa_seen=PATH_SEEN
+nexa_real=$(readlink -fn -- "$nexa_seen" && printf .)
+nexa_real=${nexa_real%.}
+nexa_fine=
+for nexa_folder in FOLDERS; do
+  nexa_folder=$(readlink -fn -- "$nexa_folder" && printf .)
+  nexa_folder=${nexa_folder%.}
+  [ -z "$nexa_folder" ] || case $nexa_real/ in "${nexa_folder%/}"/*) nexa_fine=1 ;; esac
+done
+[ ! -e "$nexa_seen" ] || [ -n "$nexa_fine" ] ||
+  printf 'container.mounts: %s leads to %s, outside what the cluster %s lets containers mount: %s\n' \
+    "$nexa_seen" "$nexa_real" CLUSTER TOLD
 """
 _AUTH_CHECK = r"""
 nexa_seen=PATH_SEEN
@@ -78,7 +108,7 @@ _RUNTIME_CHECK = r"""
 if ! command -v RUNTIME >/dev/null; then
   printf 'RUNTIME is not installed on %s: install it, or set container.runtime\n' "$(hostname)"
 elif [ RUNTIME = docker ] && ! nexa_said=$(docker version --format '{{.Server.Version}}' 2>&1); then
-  printf 'the engine of Docker does not answer on %s: %s\n' "$(hostname)" "$nexa_said"
+  printf 'the engine of Docker does not answer on %s: %s\n' "$(hostname)" "$(printf '%s' "$nexa_said" | tail -n 1)"
 fi
 """
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from nexa_infra.spec.compose import Finding
-from nexa_infra.spec.fields import KeyPath, Misfit, kind_of, shown, suggestion
+from nexa_infra.spec.fields import KeyPath, Misfit, key_text, kind_of, shown, suggestion
 
 # Set by the loader, to tell the two kinds of config apart in run.json: no key of a file.
 HIDDEN = frozenset({"kind"})
@@ -41,6 +41,8 @@ _ALSO_KNOWN = {
 _MISSING = {
     "launcher": "is missing: say how a trial's program is started, such as launcher: {script: train.py}",
     "sweep": "is missing: a config has sweep: (trials to run) or training: (one run)",
+    "source": "is missing: say which folder or file it is where the trials run, such as source: /data",
+    "target": "is missing: say where the container sees it, such as target: /data",
     "metric": "is missing: name the key of metrics.json that says which trial is best, such as metric: accuracy",
 }
 
@@ -67,33 +69,38 @@ def findings_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Findi
 
 def unknown_key(path: KeyPath, root: type[BaseModel]) -> str:
     """Say that a key is not known, and where it belongs or how it is spelled."""
-    parent = tuple(str(step) for step in path[:-1])
+    parent = path[:-1]
     key = str(path[-1])
     model = model_at(root, parent)
     known = _keys(model) if model else []
     every = list(_every_key(root))
     if close := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
         return f"there is no such key (did you mean '{close[0]}'?)"
+    if parent and isinstance(parent[-1], int):
+        return f"there is no such key{suggestion(key, known)}: {key_text(parent)} has {', '.join(known)}"
     if homes := [".".join(home) + ":" if home else "the top level" for home, name in every if name == key]:
         return f"there is no such key here: it belongs under {_either(homes)}"
     if also := _ALSO_KNOWN.get(key.lower().replace("-", "_")):
         home, _, name = also.rpartition(".")
-        return f"there is no such key: write {name if home == '.'.join(parent) else also}"
+        return f"there is no such key: write {name if home == key_text(parent) else also}"
     if hint := suggestion(key, known):
         return f"there is no such key{hint}"
     if close := difflib.get_close_matches(key.lower(), [name for _, name in every], n=1, cutoff=0.75):
         meant = next(".".join((*home, name)) for home, name in every if name == close[0])
         return f"there is no such key (did you mean '{meant}'?)"
     more = "; any other option of sbatch goes under job.extra" if parent == ("job",) else ""
-    return f"there is no such key: {'.'.join(parent) or 'a config'} has {', '.join(known)}{more}"
+    return f"there is no such key: {key_text(parent) or 'a config'} has {', '.join(known)}{more}"
 
 
 def model_at(root: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     """Return the model that reads the mapping at `path`; `None` where its keys are free."""
     model: type[BaseModel] | None = root
+    rows: type[BaseModel] | None = None  # of a list that is stepped into next
     for step in path:
-        field = model.model_fields.get(str(step)) if model else None
-        model = _model_in(field.annotation) if field else None
+        field = model.model_fields.get(str(step)) if model and not isinstance(step, int) else None
+        model, rows = (rows if isinstance(step, int) else None), None
+        if field is not None:
+            model, rows = _model_in(field.annotation), _model_in_rows(field.annotation)
     return model
 
 
@@ -120,6 +127,8 @@ def _message(detail: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
             return f"a mapping is meant here, not {kind_of(value)}: write {{name: value}}"
         case _ if value is None:
             return _null(path, root)
+        case "tuple_type" | "list_type":
+            return f"a list is meant here, not {kind_of(value)}: {_rows_of(path, root)}"
         case "literal_error":
             return _not_one_of(str(context["expected"]), value)
         case "int_parsing" | "int_type" | "int_from_float":
@@ -142,7 +151,21 @@ def _given(value: object) -> str:
 
 def _keys_of(path: KeyPath, root: type[BaseModel]) -> str:
     model = model_at(root, path)
-    return f"write {path[-1]}: {{{_keys(model)[0]}: …}}" if model and path else "write key: value"
+    if model is None or not path:
+        return "write key: value"
+    if isinstance(path[-1], int):
+        return f"write {{{', '.join(f'{name}: …' for name in model.model_fields if _needed(model, name))}}}"
+    first = "image" if path == ("container",) else _keys(model)[0]
+    return f"write {path[-1]}: {{{first}: …}}"
+
+
+def _rows_of(path: KeyPath, root: type[BaseModel]) -> str:
+    row = _keys_of((*path, 0), root).removeprefix("write ")
+    return f"write {path[-1]}: [{row if row.startswith('{') else '…'}]"
+
+
+def _needed(model: type[BaseModel], name: str) -> bool:
+    return model.model_fields[name].is_required()
 
 
 def _not_one_of(expected: str, value: object) -> str:
@@ -172,6 +195,13 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return None
+
+
+def _model_in_rows(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of each row in an annotation such as `tuple[Model, ...]`."""
+    if get_origin(annotation) is tuple:
+        return _model_in(get_args(annotation)[0])
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from nexa_infra.spec.fields import Count, Line, Lines, Spec, Truth, Variables, Word, shown
+from nexa_infra.spec.fields import Count, Line, Lines, Misfit, Spec, Truth, Variables, Word, shown
 
 # What can run a container; `auto` looks, `none` runs the program as it is.
 RuntimeName = Literal["auto", "docker", "apptainer", "singularity", "pyxis", "none"]
@@ -41,18 +41,25 @@ def size_bytes(text: str) -> int:
     return int(found["count"]) << 10 * " KMGT".index(found["unit"].upper() or "M")
 
 
+def _straight(path: str) -> None:
+    if ".." in PurePosixPath(path).parts:
+        raise ValueError(f"{shown(path)} leads up by '..': write the absolute path that is meant")
+
+
 def _inside(path: str) -> str:
     """Refuse a place in a container that is not absolute, or that the container itself needs."""
     parts = PurePosixPath(path).parts
-    if not path.startswith("/") or ".." in parts:
+    _straight(path)
+    if not path.startswith("/"):
         raise ValueError(f"{shown(path)} is no absolute path: write where it is seen in the container, such as /data")
     if len(parts) == 1 or parts[1] in {"proc", "sys", "dev"}:
         raise ValueError(f"{shown(path)} is the container's own: choose another place, such as /data")
-    return path
+    return str(PurePosixPath("/", *parts[1:]))
 
 
 def _outside(path: str) -> str:
-    if not path.startswith(("/", "~/")) or ".." in PurePosixPath(path).parts:
+    _straight(path)
+    if not path.startswith(("/", "~/")):
         raise ValueError(f"{shown(path)} is no absolute path: name the folder or file where the trials run")
     return path
 
@@ -85,9 +92,8 @@ class ContainerSettings(Spec):
     @field_validator("env")
     @classmethod
     def _spare_ours(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
-            if name in {"HOME", "TMPDIR"}:
-                raise ValueError(f"{name} is the container's scratch folder: set another variable")
+        if wrong := [name for name in env if name in {"HOME", "TMPDIR"}]:
+            raise Misfit(*(((name,), "is the container's scratch folder: set another variable") for name in wrong))
         return env
 
 

@@ -9,7 +9,9 @@ import re
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from tests.rig.slurm import SlurmRig
 from tests.rig.ssh import SshRig
 
 DAY = 86400.0
-KINDS: tuple[clean.Kind, ...] = ("run", "snapshot", "remains")
+KINDS: tuple[clean.Kind, ...] = ("run", "snapshot", "remains", "image")
 CONFIG = """\
 job: {{name: t, time: "00:05:00", memory: 100M{job}}}
 launcher: {{type: command, command: {command}}}
@@ -404,6 +406,142 @@ def test_the_copy_here_of_a_run_that_was_removed_there_is_removed_by_clean(clust
     assert [each.path for each in gone] == [home / "runs" / run.id] and kept == []
     clean.remove(gone[0])
     assert not run.files.path.exists()
+
+
+DIGESTS = ("ab" * 32, "cd" * 32, "ef" * 32)
+
+
+def in_image(run: Run, digest: str, *, days: float = 40) -> Run:
+    """Say that a run's trials run in an image."""
+    record = Path(run.directory) / "run.json"
+    data = json.loads(record.read_text())
+    data["container"] = {"asked": "i:1", "image": f"r.org/i@sha256:{digest}", "digest": f"sha256:{digest}"}
+    record.write_text(json.dumps(data, indent=2))
+    backdate(Path(run.directory), days)
+    return run
+
+
+def a_sif(cluster: Cluster, digest: str, *, days: float = 40) -> Path:
+    images = Path(cluster.workdir) / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for name, size in ((f"{digest}.sif", 1000), (f"{digest}.log", 10)):
+        (images / name).write_bytes(b"x" * size)
+        backdate(images / name, days)
+        os.chown(images / name, images.parent.stat().st_uid, images.parent.stat().st_gid)
+    return images / f"{digest}.sif"
+
+
+@pytest.mark.parametrize("where", ["cluster", "login_node"])
+def test_a_sif_goes_with_the_last_run_that_asks_for_it(where: str, request: pytest.FixtureRequest) -> None:
+    cluster: Cluster = request.getfixturevalue(where)
+    old, new = in_image(a_run(cluster), DIGESTS[0]), in_image(a_run(cluster), DIGESTS[1], days=0)
+    Path(new.directory, "run.json").touch()
+    idle, used = (a_sif(cluster, digest) for digest in DIGESTS[:2])
+    a_sif(cluster, DIGESTS[2], days=10)
+    host = host_of(cluster)
+    before = host.round_trips if isinstance(host, SshHost) else 0
+    gone, kept = leftovers_on(cluster, host, 30 * DAY)
+    assert not isinstance(host, SshHost) or host.round_trips == before + 1
+    assert [(each.kind, each.path, each.files) for each in gone if each.kind != "run"] == [("image", idle, 2)]
+    assert gone[0].path == Path(old.directory) and kept == []
+    assert gone[1].size == 1010
+    with pytest.raises(NexaError, match="stays: it is in use again"):
+        remove_on(host, cluster, gone[1])  # its run is still there
+    for each in gone:
+        remove_on(host, cluster, each)
+    left = sorted(path.name for path in idle.parent.iterdir())
+    assert left == sorted(f"{digest}.{end}" for digest in DIGESTS[1:] for end in ("log", "sif"))
+    with pytest.raises(NexaError, match="stays: it is in use again"):
+        remove_on(host, cluster, a_leftover(used, "image"))
+    assert not found(cluster)
+
+
+def test_a_sif_that_is_built_or_was_used_since_stays(cluster: Cluster) -> None:
+    sif = a_sif(cluster, DIGESTS[0])
+    lock, beat = (sif.with_name(f"{sif.name}.{name}") for name in ("lock", "beat"))
+    lock.symlink_to("n1.77.123")
+    beat.touch()
+    backdate(lock, 40)
+    host = host_of(cluster)
+    assert not found(cluster, 0)
+    with pytest.raises(NexaError, match="stays: it was used just now"):
+        remove_on(host, cluster, a_leftover(sif, "image"))
+    backdate(beat, 40)
+    assert found(cluster)[sif].files == 4
+    os.utime(sif, (time.time(), sif.stat().st_mtime))  # it was read
+    assert not found(cluster)
+    with pytest.raises(NexaError, match="stays: it was used just now"):
+        remove_on(host, cluster, a_leftover(sif, "image"))
+    backdate(sif, 40)
+    assert cleaned(cluster) == [sif]
+    assert not list(sif.parent.iterdir())
+
+
+def test_a_run_elsewhere_or_behind_a_link_keeps_its_sif(cluster: Cluster, workdir: Path) -> None:
+    elsewhere = workdir.parent / "big disk"
+    in_image(a_run(cluster, job=f", output_dir: {json.dumps(str(elsewhere))}"), DIGESTS[0])
+    linked = in_image(a_run(cluster), DIGESTS[1])
+    Path(linked.directory).symlink_to(Path(linked.directory).rename(elsewhere / linked.id))
+    somebody = workdir / "runs" / "somebody's\nown"
+    somebody.mkdir()
+    (somebody / "run.json").write_text(f'{{"container": {{"digest": "sha256:{DIGESTS[2]}"}}}}')
+    for digest in DIGESTS:
+        a_sif(cluster, digest)
+    assert not [path for path, each in found(cluster).items() if each.kind == "image"]
+    (somebody / "run.json").unlink()
+    assert [path.stem for path, each in found(cluster).items() if each.kind == "image"] == [DIGESTS[2]]
+
+
+def test_what_else_lies_among_the_images_stays(cluster: Cluster, workdir: Path) -> None:
+    images = workdir / "images"
+    for name in (f"{DIGESTS[0]}.sif", f"{DIGESTS[1]}.tar", "mine.sif", f"x{DIGESTS[1]}.sif"):
+        images.mkdir(parents=True, exist_ok=True)
+        (images / name).mkdir() if name.startswith(DIGESTS[0]) else (images / name).touch()
+    bobs = a_sif(cluster, DIGESTS[2])
+    for path in (bobs, bobs.with_suffix(".log")):
+        os.chown(path, BOB.uid, BOB.uid)
+    backdate(images, 400)
+    before = sorted(images.iterdir())
+    assert not found(cluster, 0)
+    for path in before:
+        with suppress(NexaError):
+            remove_on(host_of(cluster), cluster, a_leftover(path, "image"))
+        with pytest.raises(NexaError, match="stays"):
+            remove_on(host_of(cluster), cluster, a_leftover(path))
+    assert sorted(images.iterdir()) == before
+    for path in before:
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+    images.rmdir()
+    elsewhere = workdir.parent / "elsewhere"
+    elsewhere.mkdir()
+    images.symlink_to(elsewhere)
+    sif = a_sif(cluster, DIGESTS[0])
+    assert not found(cluster, 0)
+    with pytest.raises(NexaError, match="stays: images is a link, which is not followed"):
+        remove_on(host_of(cluster), cluster, a_leftover(sif, "image"))
+    assert sif.exists()
+
+
+def test_a_record_of_another_user_that_cannot_be_read_keeps_every_sif(adas: Cluster) -> None:
+    run = in_image(a_run(adas), DIGESTS[0])
+    sif = a_sif(adas, DIGESTS[1])
+    record = Path(adas.workdir) / "runs" / "bob's" / "run.json"
+    record.parent.mkdir(mode=0o755)
+    record.touch(0o600)
+    for path in (record.parent, record):
+        os.chown(path, BOB.uid, BOB.uid)
+    gone, kept = leftovers_on(adas, host_of(adas), 30 * DAY)
+    assert Path(run.directory) in [each.path for each in gone]
+    assert "image" not in [each.kind for each in gone]
+    assert [stays(each) for each in kept] == [
+        f"{sif.parent} stays: a run.json in runs/ cannot be read, and may ask for them"
+    ]
+    with pytest.raises(NexaError, match="stays: it is in use again"):
+        remove_on(host_of(adas), adas, a_leftover(sif, "image"))
+    assert sif.exists()
 
 
 def test_a_workdir_that_is_not_there_has_nothing_to_remove(cluster: Cluster) -> None:

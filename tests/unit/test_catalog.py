@@ -81,7 +81,7 @@ targets:
         ("targets: {a: {image: x, command: python3 train.py}}", "a list is meant here, not one value: write [python3,"),
         ("targets: {a: {image: x, shm_size: big}}", "'big' is no size: write a number with K, M, G or T"),
         ("targets: {a: {image: x, network: hots}}", "'hots' is not one of none or host (did you mean 'host'?)"),
-        ("targets: {a: {image: x, env: {HOME: /x}}}", "HOME is the container's scratch folder"),
+        ("targets: {a: {image: x, env: {HOME: /x}}}", "targets.a.env.HOME: is the container's scratch folder"),
         (
             "targets:\n  a:\n    image: x\n    mounts:\n    - {source: /d, traget: /x}",
             "c.yaml:5: targets.a.mounts[0].traget: there is no such key (did you mean 'target'?)",

@@ -271,3 +271,17 @@ def test_scratch_is_gone_with_its_script_and_that_of_a_killed_one_with_the_next(
     (left / "scratch").mkdir(parents=True)
     assert start(tmp_path, a_container(), "train").returncode == 0
     assert not list(tmp_path.glob("nexa-container-*"))
+
+
+@pytest.mark.parametrize(
+    ("registry", "plain"),
+    [("127.0.0.1:5000", "1"), ("localhost:5000", "1"), ("localhost", "1"), ("[::1]:5000", "1"),
+     ("127.evil.example.org", None), ("127.0.0.1.example.org", None), ("localhost.example.org", None),
+     ("r.example.org", None)],
+)  # fmt: skip
+def test_only_the_loopback_is_built_from_in_plain(registry: str, plain: str | None, tmp_path: Path) -> None:
+    log = stand_in(tmp_path, "apptainer", _SLOW_BUILD.format(seconds=0, then=""))
+    image = f"{registry}/lab/train@sha256:{'ab' * 32}"
+    done = start(tmp_path, a_container("apptainer", image=image), "train")
+    assert done.returncode == 0, done.stderr
+    assert told(log)[0]["env"].get("APPTAINER_NOHTTPS") == plain

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from nexa_infra.errors import HostError
+from nexa_infra.errors import ContainerError, HostError
 from nexa_infra.hosts.base import Completed, ConnectionLostError
 from nexa_infra.hosts.local import LocalHost
-from nexa_infra.provisioning.doctor import Check, check_cluster
+from nexa_infra.provisioning import here
+from nexa_infra.provisioning.doctor import Check, check_cluster, check_here
 from nexa_infra.provisioning.inspect import (
     Association,
     Clock,
@@ -30,6 +34,8 @@ from nexa_infra.provisioning.inspect import (
     read_quotas,
 )
 from nexa_infra.spec.cluster import Cluster, ClusterLimits
+from nexa_infra.spec.container import RuntimeName
+from tests.unit.little_server import Server
 
 CONFIG = """\
 Configuration data as of 2026-11-24T11:10:58
@@ -257,7 +263,10 @@ def test_a_block_that_names_what_is_not_there_is_told_the_nearest() -> None:
         (
             "containers",
             "no docker that works on login1.deep; apptainer 1.3.4, docker gives no answer",
-            "set `runtime` in the cluster's block to apptainer, or ask its administrators for docker",
+            (
+                "set `runtime` in the cluster's block to apptainer, or ask its administrators for docker; where a "
+                "module brings it, load that in job.setup"
+            ),
         )
     ]
     assert [each[:2] for each in wrong(look(block(workdir="scratch")))] == [("workdir", "scratch is no absolute path")]
@@ -533,3 +542,91 @@ def test_a_file_where_the_workdir_should_be_is_told(tmp_path: Path) -> None:
     assert f"no folder can be made in {tmp_path}/file: Not a directory" in told(checks, "workdir")
     assert told(checks, "SSH").startswith("not needed: ")
     assert not told(checks, "clock")
+
+
+@pytest.mark.parametrize("runtime", ["auto", "apptainer", "none"])
+def test_what_the_block_says_runs_containers_is_there(runtime: RuntimeName) -> None:
+    checks = look(CLUSTER.model_copy(update={"runtime": runtime}))
+    assert wrong(checks) == []
+    assert told(checks, "containers") == "apptainer 1.3.4, docker gives no answer"
+
+
+def test_enroot_alone_runs_nothing_and_is_not_proposed() -> None:
+    only = {"apptainer": MISSING, "docker": MISSING, "enroot": Says("3.5.0\n")}
+    assert told(look_at({**HEALTHY, **only}), "containers") == "enroot 3.5.0: trials run without"
+    pyxis = CLUSTER.model_copy(update={"runtime": "pyxis"})
+    assert wrong(look_at({**HEALTHY, **only}, pyxis)) == [
+        (
+            "containers",
+            "no pyxis that works on login1.deep; enroot 3.5.0",
+            (
+                "set `runtime` in the cluster's block to none, or ask its administrators for pyxis; where a module "
+                "brings it, load that in job.setup"
+            ),
+        )
+    ]
+    spank = Says("      --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH\n")
+    assert (
+        told(look_at({**HEALTHY, **only, "pyxis": spank}, pyxis), "containers")
+        == "enroot 3.5.0, pyxis (srun --container-image)"
+    )
+
+
+# -- this machine
+
+
+def containers_here(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str, engine: str | None = None
+) -> tuple[bool, str, str]:
+    """What is told of containers on a machine with these programs, and Docker's engine at this address."""
+    for name in programs:
+        (folder / name).write_text(f"#!/bin/sh\necho {name} version 1.3.4-1.el9\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(here, "SOCKET", folder / "docker.sock")
+    monkeypatch.setenv("PATH", f"{folder}:/no/such/folder")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    if engine is not None:
+        monkeypatch.setenv("DOCKER_HOST", engine)
+    (found,) = [each for each in check_here(folder / "home") if each.name == "containers"]
+    return found.fine, found.found, found.remedy
+
+
+def test_a_machine_without_containers_is_fine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = "neither Docker nor Apptainer is here: trials run without"
+    assert containers_here(monkeypatch, tmp_path) == (True, told, "")
+    (tmp_path / "docker.sock").touch()  # somebody else's, or of an engine that was stopped
+    told = f"docker gives no answer at {tmp_path}/docker.sock"
+    monkeypatch.setattr("nexa_infra.containers.docker.connect", _no_engine)
+    assert containers_here(monkeypatch, tmp_path) == (True, f"{told}: trials run without", "")
+    assert containers_here(monkeypatch, tmp_path, "apptainer") == (True, f"apptainer 1.3.4, {told}", "")
+
+
+def _no_engine() -> None:
+    raise ContainerError("no")
+
+
+def test_what_runs_containers_here_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    version = json.dumps({"Version": "27.3.1", "ApiVersion": "1.47"}).encode()
+    engine = Server(lambda asked: (200, {"Content-Type": "application/json"}, version))
+    told = containers_here(monkeypatch, tmp_path, "apptainer", "singularity", engine=f"tcp://{engine.host}")
+    engine.close()
+    assert told == (True, "docker 27.3.1, apptainer 1.3.4, singularity 1.3.4", "")
+
+
+def test_an_engine_that_is_named_and_does_not_answer_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert containers_here(monkeypatch, tmp_path, engine=f"unix://{tmp_path}/no.sock") == (
+        False,
+        f"docker gives no answer at unix://{tmp_path}/no.sock",
+        "start Docker's engine, or correct or unset DOCKER_HOST",
+    )
+
+
+def test_without_a_socket_the_sdk_of_docker_is_not_even_looked_at(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from nexa_infra.provisioning import here\n"
+        f"here.SOCKET = Path({str(tmp_path / 'no.sock')!r}); list(here.check_here(Path({str(tmp_path)!r})))\n"
+        "print('docker' in sys.modules)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

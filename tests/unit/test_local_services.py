@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from deployments.environment import Environment, SetupError, install_packages
 from deployments.processes import Process, Service
-from deployments.services import HOST, Services, is_free
+from deployments.services import DOCKER_HERE, DOCKER_PUSHED, HOST, LOCAL, Services, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 # Starts a grandchild in a session of its own, whose parent has gone; then waits, as told by its argument.
@@ -287,3 +290,37 @@ def test_a_signal_to_a_process_that_has_ended_is_no_error() -> None:
     assert process is not None
     process.send(signal.SIGTERM)
     assert not process.alive
+
+
+def deployments() -> dict[str, dict[str, Any]]:
+    """What prefect.yaml deploys, by flow and name."""
+    every = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
+    return {f"{each['entrypoint'].rpartition(':')[2]}/{each['name']}": each for each in every}
+
+
+def test_each_deployment_is_made_with_its_pool_and_make_up_needs_no_docker() -> None:
+    made = {
+        pool: [name for name in deployments() if any(fnmatch(name, pattern) for pattern in pool.deployments)]
+        for pool in (LOCAL, DOCKER_HERE, DOCKER_PUSHED)
+    }
+
+    assert made == {
+        LOCAL: ["sweep/default", "sweep/slurm", "training/default", "training/slurm"],
+        DOCKER_HERE: ["sweep/docker-here"],
+        DOCKER_PUSHED: ["sweep/docker"],
+    }
+    for pool, names in made.items():
+        assert {deployments()[name]["work_pool"]["name"] for name in names} == {pool.name}
+        assert any("build" in deployments()[name] for name in names) == (pool.kind == "docker")
+
+
+def test_the_flow_s_image_is_built_alike_with_a_registry_and_without() -> None:
+    pushed, here = deployments()["sweep/docker"], deployments()["sweep/docker-here"]
+    [[build]] = [step.values() for step in pushed["build"]]
+    [[build_here]] = [step.values() for step in here["build"]]
+
+    assert {**build, "image_name": "nexa-infra/flow"} == build_here
+    assert (len(pushed["push"]), here["push"]) == (1, [])
+    assert {**pushed["work_pool"]["job_variables"], "image_pull_policy": "Never"} == here["work_pool"]["job_variables"]
+    for name in ("entrypoint", "parameters", "pull", "tags", "description"):
+        assert pushed[name] == here[name]

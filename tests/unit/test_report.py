@@ -27,6 +27,7 @@ from nexa_infra.monitoring.report import (
     to_table,
     to_terminal,
 )
+from nexa_infra.monitoring.report_model import ImageUsed
 from nexa_infra.monitoring.report_text import escape, money, quantity, ranges, rate, shorten, wrap
 from nexa_infra.runs.record import Price, Run, Snapshot
 from nexa_infra.runs.results import Attempt, Trial, TrialState
@@ -139,6 +140,22 @@ def test_the_same_run_reads_the_same_twice_and_survives_json() -> None:
     again = CostReport.model_validate_json(to_json(report))
     assert to_json(again) == to_json(report)
     assert to_markdown(again) == to_markdown(report)
+
+
+def test_the_image_is_named_by_its_digest_and_as_it_was_asked_for() -> None:
+    digest = "sha256:" + "ab" * 32
+    image = f"registry.example.org/lab/train@{digest}"
+    used = ImageUsed(image=image, digest=digest, asked="registry.example.org/lab/train:1.2", runtime="apptainer")
+    report = the_report().model_copy(update={"image": used})
+    told = f"{image}, asked for as registry.example.org/lab/train:1.2, by apptainer"
+    assert ["Image", told] in tables(to_markdown(report))[0]
+    assert "registry.example.org/lab/train:1.2, by apptainer" in to_terminal(report)
+    assert digest in to_terminal(report).split()
+    assert json.loads(to_json(report))["image"] == used.model_dump()
+    # A file's path says nothing of what is in it.
+    file = ImageUsed(image="/images/train.sif", digest=digest, asked="/images/train.sif", runtime="apptainer")
+    markdown = to_markdown(report.model_copy(update={"image": file}))
+    assert ["Image", f"/images/train.sif ({digest}), by apptainer"] in tables(markdown)[0]
 
 
 def test_the_sums_are_those_of_the_trials() -> None:
