@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
@@ -58,8 +57,8 @@ async def container_run(
     known = await asyncio.to_thread(catalog_of, catalog)
     client = await asyncio.to_thread(docker_client, host) if host is not None else None
 
-    def tell(stream: Literal["stdout", "stderr"], line: str) -> None:
-        logger.log(logging.INFO if stream == "stdout" else logging.WARNING, "%s", line)
+    def tell(_: Literal["stdout", "stderr"], line: str) -> None:
+        logger.info("%s", line)
 
     def go() -> ContainerResult:
         return run_container(

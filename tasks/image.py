@@ -15,6 +15,6 @@ async def pull_image(run: Run) -> None:
     """Bring the run's image; a run without a container has none."""
     if run.container is None:
         return
-    await asyncio.to_thread(steps.fetch_image, run)
-    container = run.container
-    get_run_logger().info("Image %s, asked for as %s, run by %s", container.image, container.asked, container.runtime)
+    container, logger = run.container, get_run_logger()
+    await asyncio.to_thread(steps.fetch_image, run, logger.info)
+    logger.info("Image %s, asked for as %s, run by %s", container.image, container.asked, container.runtime)

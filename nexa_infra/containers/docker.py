@@ -351,7 +351,7 @@ def _check_stays(client: Any, container: Container) -> None:
 
 
 class _Progress:
-    """Tells how far a pull is, at most twice a second."""
+    """Tells how far a pull is, every two seconds."""
 
     def __init__(self, image: str, tell: Callable[[str], None] | None) -> None:
         self._image, self._tell = image, tell
@@ -362,7 +362,7 @@ class _Progress:
         detail = said.get("progressDetail") or {}
         if said.get("status") == "Downloading" and detail.get("total"):
             self._layers[str(said.get("id"))] = (int(detail["current"]), int(detail["total"]))
-        if self._tell is None or not self._layers or time.monotonic() - self._last < 0.5:
+        if self._tell is None or not self._layers or time.monotonic() - self._last < 2.0:
             return
         self._last = time.monotonic()
         done, total = (sum(pair) for pair in zip(*self._layers.values(), strict=True))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from contextlib import closing
 
-from nexa_infra.containers.credentials import remembered
+from nexa_infra.containers.credentials import Credentials, remembered
+from nexa_infra.containers.docker import bring, connect
+from nexa_infra.containers.images import HUB
 from nexa_infra.containers.script import CONTAINER_SCRIPT
 from nexa_infra.errors import ContainerError
 from nexa_infra.hosts.base import Host
 from nexa_infra.runs.record import Run
 
+# How container.sh ends where nothing there runs containers.
+NOT_HERE = 69
 # How long bringing an image may say nothing, seconds.
 MOST_SECONDS = 3600.0
 
 
-def bring_image(run: Run, host: Host) -> None:
+def bring_image(run: Run, host: Host, tell: Callable[[str], None] | None = None) -> None:
     """Bring a run's image before its trials: to this machine, where they run; to a cluster's, where only we may pull.
 
     A login that this process was given reaches the other side on the standard input of one command: an argument would
-    be seen by others.
+    be seen by others. `tell` hears how far it is.
 
     Raises:
         ContainerError: it cannot be had; the message holds the runtime's words.
@@ -27,17 +33,27 @@ def bring_image(run: Run, host: Host) -> None:
     container = run.container
     if container is None or container.runtime == "pyxis":
         return
-    registry = container.image.partition("/")[0]
-    login = remembered(registry) if container.source == "registry" else None
-    if run.cluster is not None and login is None:
-        return  # its nodes bring it, one for all
+    if run.cluster is None and container.runtime == "docker":
+        with closing(connect()) as client:
+            bring(client, container, tell)
+        return
+    login = remembered(container.image.partition("/")[0]) if container.source == "registry" else None
+    if run.cluster is not None and (login is None or container.runtime == "docker"):
+        return  # its nodes bring it, a SIF one for all
+    _bring_sif(run, host, login)
+
+
+def _bring_sif(run: Run, host: Host, login: Credentials | None) -> None:
     env, said = {}, ""
     if login is not None:
         word = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
         env["NEXA_REGISTRY_LOGIN"] = "-"
-        said = json.dumps({"auths": {registry: {"auth": word}}})
+        names = [login.registry, *(["https://index.docker.io/v1/"] if login.registry == HUB else [])]
+        said = json.dumps({"auths": {name: {"auth": word} for name in names}})
     argv = ["bash", f"{run.directory}/{CONTAINER_SCRIPT}", "fetch"]
     done = host.run(argv, env=env, stdin=said, timeout=MOST_SECONDS)
+    if done.returncode == NOT_HERE and run.cluster is not None:
+        return  # only its nodes have what builds it: they use the account's own login
     if done.returncode:
         words = done.stderr.strip().removeprefix("container.sh: ")
         raise ContainerError(f"the image of run {run.id} could not be brought: {words[-2000:] or 'nothing says why'}")

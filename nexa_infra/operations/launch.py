@@ -165,7 +165,7 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
             await asyncio.to_thread(steps.admit, run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
         run = await asyncio.to_thread(steps.render, run)
-        await asyncio.to_thread(steps.fetch_image, run)
+        await asyncio.to_thread(steps.fetch_image, run, _told)
         for own in (False, True):
             submission = await _submitted(run)
             own = own or steps.ends_with_client(run)  # noqa: PLW2901
@@ -183,6 +183,12 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
         _logger.warning("%s", tracked.warning)
     await asyncio.to_thread(steps.conclude, run, trials)
     return submitted_batch(run, estimate, submission, report)
+
+
+def _told(line: str) -> None:
+    """Tell how far an image is, where somebody listens to lines."""
+    if (say := speaker.get()) is not None:
+        say([line])
 
 
 async def _submitted(run: Run) -> Submission:

@@ -8,7 +8,7 @@ import platform
 import re
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -253,13 +253,15 @@ def render(run: Run) -> Run:
     return run
 
 
-def fetch_image(run: Run) -> None:
-    """Bring the image of the run's trials to this machine, where they run here, or where only this process may pull it.
+def fetch_image(run: Run, tell: Callable[[str], None] | None = None) -> None:
+    """Bring the image of the run's trials, where they run here, or where only this process may pull it.
+
+    `tell` hears how far it is.
 
     Raises:
         ContainerError: it cannot be had; the message holds the runtime's words.
     """
-    bring_image(run, host_of(run.cluster))
+    bring_image(run, host_of(run.cluster), tell)
 
 
 def submit(run: Run) -> Submission:
