@@ -37,6 +37,7 @@ _BOOLEANS = frozenset({"true", "True", "TRUE", "false", "False", "FALSE"})
 
 # What YAML's own character set leaves out: controls, surrogates, and two that are no characters.
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Where a part was asked for: a line of the file (1, 2, …), or the text of an override.
 Place = int | str
@@ -176,6 +177,8 @@ class _Composer:
 
     def _scalar(self, event: Any, line: int) -> None:
         text, plain = event.value, not event.style
+        if _SURROGATE.search(text):
+            text = self._joined(text, line)
         top = self.stack[-1] if self.stack else None
         if top and isinstance(top.container, PlacedDict) and not top.waiting:
             self._key(top, text, plain, line, event.ctag)
@@ -193,6 +196,14 @@ class _Composer:
         if event.anchor is not None:
             self.anchors[event.anchor] = (value, 1)
         self._add(value, line)
+
+    def _joined(self, text: str, line: int) -> str:
+        """Join the halves that JSON writes a character in, as it does those past U+FFFF."""
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            told = "holds one half of a character alone (\\ud800 to \\udfff): write the character itself"
+            raise self._error(told, line) from None
 
     def _key(self, top: _Open, text: str, plain: bool, line: int, tag: Any) -> None:
         keys = top.container.places

@@ -180,3 +180,8 @@ def test_ten_thousand_listed_trials_load_soon() -> None:
     assert time.monotonic() - started < 5  # 0.4 s on an idle core
     assert len(config.sweep) == 10_000
     assert config.sweep.parameters_of(9_999)["lr"] == "9999e-4"
+
+
+def test_a_character_in_two_halves_as_json_writes_it_is_one_character() -> None:
+    asked = sweep_of('launcher: {type: command, command: [echo, "\\ud834\\udd1e"]}\nsweep: {parameters: {n: [1, 2]}}\n')
+    assert asked.launcher.command == ("echo", "\U0001d11e")
