@@ -27,11 +27,11 @@ def container_of(
     *,
     catalog: Catalog | None = None,
     overrides: Sequence[str] = (),
-    here: bool = True,
+    here: bool | None = None,
 ) -> Container | None:
     """Return the container that a config's trials run in, frozen; None where they run as they are.
 
-    Without a cluster they run on this machine, unless `here` says that nobody knows where.
+    `here` says whether they run on this machine; unset, they do where there is no cluster.
 
     Raises:
         ConfigError: what is asked makes no sense; the message names the key.

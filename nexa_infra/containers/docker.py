@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nexa_infra.containers import reaper
@@ -63,7 +64,7 @@ def connect(host: str | None = None) -> docker.DockerClient:
 
 def is_remote(client: docker.DockerClient) -> bool:
     """Say whether an engine is reached over a network, so that its files are others than this machine's."""
-    return not str(client.api.base_url).startswith("http+docker://")
+    return str(client.api.base_url) != "http+docker://localhost"
 
 
 def own_image(client: docker.DockerClient, name: str) -> str | None:
@@ -312,6 +313,7 @@ def _host_config(client: Any, container: Container, mounts: Sequence[Mount], gpu
 
     settings = container.settings
     memory = size_bytes(settings.memory) if settings.memory else None
+    amd = gpus > 0 and Path("/dev/kfd").exists()
     return client.api.create_host_config(
         auto_remove=True,
         mounts=[Bind(each.target, each.source, type="bind", read_only=each.read_only) for each in mounts],
@@ -324,7 +326,8 @@ def _host_config(client: Any, container: Container, mounts: Sequence[Mount], gpu
         group_add=[str(group) for group in os.getgroups()],
         security_opt=["no-new-privileges"],
         log_config=LogConfig(type="none"),
-        device_requests=[DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus else None,
+        devices=["/dev/kfd", "/dev/dri"] if amd else None,
+        device_requests=[DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus and not amd else None,
     )
 
 

@@ -45,13 +45,13 @@ def pin(
     cluster: Cluster | None = None,
     catalog: Catalog | None = None,
     client: docker.DockerClient | None = None,
-    here: bool = True,
+    here: bool | None = None,
 ) -> Container | None:
     """Return the container that is asked for, its image by digest; None where it is to run as it is.
 
     `host` is where it will run, or its login node: it is asked for files, and for what runs containers; `client` is
-    this machine's engine of Docker, where it is known already. Without a cluster it runs on this machine, unless
-    `here` says that nobody knows where.
+    this machine's engine of Docker, where it is known already. `here` says whether it runs on this
+    machine; unset, it does where there is no cluster.
 
     Raises:
         ConfigError: the target, the image or a mount makes no sense.
@@ -61,7 +61,7 @@ def pin(
     runtime = _runtime(asked, cluster)
     if runtime == "none":
         return None
-    here = here and cluster is None
+    here = cluster is None if here is None else here
     if here and runtime in _WITHOUT_ENGINE and shutil.which(runtime) is None:
         raise ContainerError(f"{runtime} is not installed on this machine: install it, or choose another runtime")
     target = _target(asked, catalog)

@@ -128,12 +128,16 @@ def run_container(
         cpus=cpus,
     )  # fmt: skip
     root = Path(workspace).resolve() if workspace is not None else code_root(Path.cwd() / "-")
-    if not root.is_dir():
-        raise ConfigError(Problem("workspace", f"{root} is no folder"))
+    if not root.is_dir() or len(root.parts) == 1:
+        why = "is the whole machine" if root.is_dir() else "is no folder"
+        raise ConfigError(Problem("workspace", f"{root} {why}: name the folder of the code"))
     with _engine(asked, cluster, client) as found:
-        container = pin(asked, LocalHost(), cluster=cluster, catalog=known, client=found)
+        container = pin(asked, LocalHost(), cluster=cluster, catalog=known, client=found, here=True)
         if container is None:
             raise ConfigError(Problem("runtime", "is none: run the program itself, without run_container"))
+        if container.runtime == "pyxis":
+            message = "Pyxis starts containers as a part of srun: give a job's config container:, or choose another"
+            raise ConfigError(Problem("runtime", message))
         _check_sources(container, remote=found is not None and engine.is_remote(found))
         identity = run_id or _new_id(target)
         directory = Path(output_dir or settings().home / "containers" / identity).expanduser().resolve()
@@ -220,7 +224,7 @@ def _run(
         seen = [
             Mount(source=str(root), target=str(root)),
             Mount(source=str(directory), target=str(directory), read_only=False),
-            *seen,
+            *(each.model_copy(update={"source": str(Path(each.source).expanduser())}) for each in seen),
         ]
         workdir = str(root)
     return engine.run(

@@ -252,7 +252,7 @@ def test_a_flow_logs_to_a_tracker_and_ends_as_it_does_where_that_is_away(
     from nexa_infra.flows import sweep
 
     mlflow = pytest.importorskip("mlflow")
-    uri = "sqlite:////nowhere/mlflow.db" if away else f"sqlite:///{tmp_path}/mlflow.db"
+    uri = "sqlite:////proc/nowhere/mlflow.db" if away else f"sqlite:///{tmp_path}/mlflow.db"
     (tmp_path / "tracked.yaml").write_text(TRACKED.format(uri=uri))
     monkeypatch.chdir(tmp_path)
     report = asyncio.run(sweep(config_file="tracked.yaml", submit=True))
