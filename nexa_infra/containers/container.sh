@@ -142,7 +142,7 @@ docker_run() {
   if ((gpus)); then
     need_gpus
     if [[ $gpu_kind == nvidia ]]; then
-      options+=(--gpus "\"device=${CUDA_VISIBLE_DEVICES:-all}\"")
+      grant_gpus
     else
       options+=(--device /dev/kfd --device /dev/dri)
     fi
@@ -168,6 +168,20 @@ docker_run() {
       sleep 0.2
     done
   fi
+}
+
+# Adds to `options` the GPUs that the job was granted. Docker's engine sees all of the node's, and counts them as the
+# node does, where a job may count its own from 0; in a container they are counted from 0 once more.
+grant_gpus() {
+  local granted=${SLURM_STEP_GPUS:-${SLURM_JOB_GPUS:-${CUDA_VISIBLE_DEVICES:-}}} inner='' count=0 each
+  if [[ -z $granted ]]; then
+    options+=(--gpus all)
+    return
+  fi
+  options+=(--gpus "\"device=$granted\"")
+  [[ $granted =~ ^[0-9]+(,[0-9]+)*$ ]] || return # by their own names, which hold inside as well
+  for each in ${granted//,/ }; do inner+=,$((count++)); done
+  options+=(--env "CUDA_VISIBLE_DEVICES=${inner#,}")
 }
 
 # A field of --mount, which is read as CSV.

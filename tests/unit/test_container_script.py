@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,13 @@ def told(log: Path) -> list[dict[str, Any]]:
 
 
 def start(
-    folder: Path, container: Container, *argv: str, verb: str = "run", cwd: Path | None = None, **more: Any
+    folder: Path,
+    container: Container,
+    *argv: str,
+    verb: str = "run",
+    cwd: Path | None = None,
+    before: Sequence[str] = (),
+    **more: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run container.sh as a job would, the stand-ins first on its PATH."""
     run_dir = folder / "runs" / uuid.uuid4().hex
@@ -143,7 +150,7 @@ def start(
         **more,
     }
     return subprocess.run(
-        ["bash", str(run_dir / CONTAINER_SCRIPT), verb, *argv],
+        [*before, "bash", str(run_dir / CONTAINER_SCRIPT), verb, *argv],
         cwd=cwd or folder, env=environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
@@ -180,6 +187,41 @@ def test_a_job_that_asks_for_gpus_says_so_where_the_node_has_none(runtime: Runti
     assert done.returncode == 69
     assert "the job asks for 2 GPUs a node, but" in done.stderr
     assert "has none" in done.stderr
+
+
+# A /dev with two GPUs, for the processes below this one; no driver is asked.
+_WITH_GPUS = """
+mount -t tmpfs -o mode=755 none "$0" && for each in null zero urandom; do
+  touch "$0/$each" && mount --bind "/dev/$each" "$0/$each"
+done
+ln -s /proc/self/fd "$0/fd" && mknod "$0/nvidia0" c 195 0 && mknod "$0/nvidia1" c 195 1 && mount --rbind "$0" /dev
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make device files")
+@pytest.mark.parametrize(
+    ("environment", "device", "inside"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "1"}, '"device=1"', "0"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_JOB_GPUS": "2,3"}, '"device=2,3"', "0,1"),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "2,3", "SLURM_STEP_GPUS": "3"}, '"device=3"', "0"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f6c"}, '"device=GPU-8f6c"', None),
+        ({}, "all", None),
+    ],
+)
+def test_docker_is_told_the_gpus_as_the_node_counts_them_and_the_program_counts_from_0(
+    environment: dict[str, Any], device: str, inside: str | None, tmp_path: Path
+) -> None:
+    log = stand_in(tmp_path, "docker")
+    (tmp_path / "dev").mkdir()
+    before = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _WITH_GPUS, str(tmp_path / "dev")]
+    done = start(tmp_path, a_container(), "train", conf={"gpus": 2}, before=before, **environment)
+    assert done.returncode == 0, done.stderr
+    argv = next(each["argv"] for each in told(log) if each["argv"][0] == "run")
+    assert argv[argv.index("--gpus") + 1] == device
+    given = [word for word in argv if word.startswith("CUDA_VISIBLE_DEVICES=")]
+    assert given == ([f"CUDA_VISIBLE_DEVICES={inside}"] if inside is not None else [])
 
 
 def test_a_runtime_that_is_not_installed_is_named_with_the_node(tmp_path: Path) -> None:
