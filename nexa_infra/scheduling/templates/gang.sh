@@ -80,7 +80,8 @@ warn() {
   local word rank restart pid
   local -A alive=()
   # On a machine without Slurm the whole process group was told, and ranks are in sessions of their own.
-  told_alone || [[ ${NEXA_SCHEDULER-} == local ]] || return
+  # In a Docker container its first process has told all of them, wherever they are.
+  told_alone || [[ ${NEXA_SCHEDULER-} == local && -z ${NEXA_GUARDED-} ]] || return
   while IFS=$'\t' read -r word rank restart pid _; do
     case $word in
       start) alive[$rank]=$pid ;;
