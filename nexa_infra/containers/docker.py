@@ -56,10 +56,21 @@ def connect(host: str | None = None) -> docker.DockerClient:
         client.ping()
     except (DockerException, OSError) as error:
         where = host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        why = _silence(str(error))
         raise ContainerError(
-            f"Docker's engine does not answer at {where}: start it, set DOCKER_HOST, or choose another runtime; {error}"
+            f"Docker's engine does not answer at {where} ({why}): start it, set DOCKER_HOST, or choose another runtime"
         ) from error
     return client
+
+
+def _silence(words: str) -> str:
+    """Say in a word why an engine is silent, where the SDK's words hold it."""
+    known = {
+        "FileNotFoundError": "there is no socket",
+        "PermissionError": "this account may not use its socket: is it in the group docker?",
+        "ConnectionRefusedError": "nothing listens there",
+    }
+    return next((told for name, told in known.items() if name in words), words)
 
 
 def is_remote(client: docker.DockerClient) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,8 @@ def pin(
         raise ConfigError(Problem("container.image", message))
     settings = merged(target, asked)
     mounts = mounts_of(settings, cluster)
+    file = file_named(image)
+    reference = _parsed(image) if file is None else None
     if runtime == "auto" and here:
         runtime = "docker" if client is not None else runtime_here()
     elif runtime == "auto" and cluster is not None and _has_pyxis(host):
@@ -82,9 +84,9 @@ def pin(
         if wrong := [why for place in places if (why := misfit_of_path(place))]:
             raise ConfigError(*(Problem("container.mounts", why) for why in wrong))
     found: Mapping[str, str | None] = (
-        _of_file(path, host, runtime)
-        if (path := file_named(image)) is not None
-        else _of_registry(_parsed(image), client, own=here and runtime == "docker")
+        _of_registry(reference, client, own=here and runtime == "docker")
+        if reference is not None
+        else _of_file(file or image, host, runtime)
     )
     return Container.model_validate(
         {
@@ -153,15 +155,18 @@ def _of_registry(reference: Reference, client: docker.DockerClient | None, *, ow
 
 
 def _local_image(reference: Reference, client: docker.DockerClient | None) -> str | None:
-    """Return the id of an image that was built on this machine, and that no registry is named for."""
+    """Return the id of an image that was built on this machine, and that no registry is named for.
+
+    Raises:
+        ContainerError: Docker's engine does not answer.
+    """
     if not reference.bare or reference.digest is not None:
         return None
     name = reference.repository.removeprefix("library/") + (f":{reference.tag}" if reference.tag else "")
     if client is not None:
         return own_image(client, name)
-    with suppress(ContainerError), closing(connect()) as found:
+    with closing(connect()) as found:
         return own_image(found, name)
-    return None
 
 
 def _of_file(path: str, host: Host, runtime: RuntimeName) -> dict[str, str | None]:
@@ -243,7 +248,7 @@ def runtime_here() -> RuntimeName:
     try:
         connect().close()
     except ContainerError as error:
-        silent = str(error)
+        silent = str(error).partition(": start it")[0]
     else:
         return "docker"
     for name in _WITHOUT_ENGINE:

@@ -81,11 +81,12 @@ def resolve(reference: Reference) -> str:
             found = _ask(f"{scheme}://{host}/v2/{reference.repository}/manifests/{wanted}", login)
             break
         except requests.RequestException as error:
-            whys.append(str(error)[-300:])
+            whys.append(_cause(str(error)))
     if found is None:
+        why = "; ".join(dict.fromkeys(whys))
         raise RegistryUnreachableError(
             f"the registry {reference.registry} does not answer from this machine, so what {reference} stands for is "
-            f"not known: name the image by its digest, {reference.name}@sha256:…, or try again ({'; '.join(whys)})"
+            f"not known: name the image by its digest, {reference.name}@sha256:…, or try again ({why})"
         )
     if found.status in {401, 403}:
         who = f"the login of {login.username}" if login else "to be asked without a login"
@@ -117,6 +118,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def _cause(words: str) -> str:
+    """Return the end of what urllib3 says, which alone is for people."""
+    return re.sub(r"[\"']\)+$", "", words.rpartition("): ")[2])[-300:] or words[-300:]
 
 
 def _login_of(registry: str) -> Credentials | None:
