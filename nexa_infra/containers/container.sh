@@ -132,6 +132,8 @@ docker_run() {
   done
   # What the docker command itself would read is given by value; what may be secret, by name.
   for ((at = 0; at < ${#inside[@]}; at += 2)); do options+=(--env "${inside[at]}=${inside[at + 1]}"); done
+  # Without a network its own name would lead nowhere, and programs that look it up would wait.
+  [[ $network == host ]] || options+=(--hostname nexa --add-host nexa:127.0.0.1)
   [[ -z $shm ]] || options+=(--shm-size "$shm")
   [[ -z $memory ]] || options+=(--memory "$memory" --memory-swap "$memory")
   [[ -z $cpus ]] || options+=(--cpus "$cpus")
@@ -398,6 +400,7 @@ case $verb in
     ;;
   run)
     cd -P . || exit 73
+    [[ $network == host ]] || export NEXA_ALONE=1
     see "$PWD" ro
     [[ -z ${NEXA_RUN_DIR-} ]] || see "$NEXA_RUN_DIR"
     case ${NEXA_CHECKPOINT_DIR-} in

@@ -30,7 +30,8 @@ Ended = Literal["exited", "out_of_memory", "timeout", "cancelled"]
 # Between TERM and KILL, seconds.
 GRACE = 10.0
 LABEL = "nexa.run"
-_NOT_FOUND = 404
+# What a container is called that has no network.
+_ALONE = "nexa"
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def run(
                 working_dir=workdir,
                 user=f"{os.getuid()}:{os.getgid()}",
                 name=name,
+                hostname=_ALONE if container.settings.network in {None, "none"} else None,
                 stdin_open=True,
                 host_config=_host_config(client, container, mounts, gpus),
             )
@@ -329,6 +331,8 @@ def _host_config(client: Any, container: Container, mounts: Sequence[Mount], gpu
         auto_remove=True,
         mounts=[Bind(each.target, each.source, type="bind", read_only=each.read_only) for each in mounts],
         network_mode=settings.network or "none",
+        # Without a network its own name would lead nowhere, and programs that look it up would wait.
+        extra_hosts={_ALONE: "127.0.0.1"} if settings.network in {None, "none"} else None,
         shm_size=size_bytes(settings.shm_size) if settings.shm_size else None,
         mem_limit=memory,
         memswap_limit=memory,

@@ -189,6 +189,27 @@ def test_a_job_that_asks_for_gpus_says_so_where_the_node_has_none(runtime: Runti
     assert "has none" in done.stderr
 
 
+@pytest.mark.parametrize("runtime", ["docker", "apptainer"])
+def test_without_a_network_the_program_has_a_name_for_itself_that_leads_somewhere(
+    runtime: RuntimeName, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / f"{'ab' * 32}.sif").touch()
+    log = stand_in(tmp_path, runtime)
+    for network in ("none", "host"):
+        done = start(tmp_path, a_container(runtime, settings={"network": network}), "train")
+        assert done.returncode == 0, done.stderr
+    alone, among = [each for each in told(log) if each["argv"][0] in {"run", "exec"}]
+    if runtime == "docker":
+        assert ("--add-host", "nexa:127.0.0.1") in itertools.pairwise(alone["argv"])
+        assert ("--env", "NEXA_ALONE") in itertools.pairwise(alone["argv"])
+    else:
+        assert ("--net", "--network") in itertools.pairwise(alone["argv"])
+        assert alone["env"]["APPTAINERENV_NEXA_ALONE"] == "1"
+    assert not {"--add-host", "--net"} & set(among["argv"])
+    assert "NEXA_ALONE" not in among["env"]
+
+
 # A /dev with two GPUs, for the processes below this one; no driver is asked.
 _WITH_GPUS = """
 mount -t tmpfs -o mode=755 none "$0" && for each in null zero urandom; do

@@ -133,6 +133,8 @@ node() {
     options+=("--nnodes=$NEXA_GANG_NODES" "--node-rank=${SLURM_NODEID:-0}") # its own options say where
   elif [[ -z $NEXA_GANG_ENDPOINT ]]; then
     options+=(--standalone)
+    # In a container without a network the node's name leads nowhere.
+    [[ -z ${NEXA_ALONE-} ]] || options+=(--local-addr=localhost)
   elif [[ $NEXA_GANG_BACKEND == static ]]; then
     options+=("--nnodes=$NEXA_GANG_NODES" --rdzv-backend=static "--node-rank=${SLURM_NODEID:-0}"
       "--master-addr=${NEXA_GANG_ENDPOINT%:*}" "--master-port=${NEXA_GANG_ENDPOINT##*:}"
