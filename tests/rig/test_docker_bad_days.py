@@ -199,7 +199,7 @@ def test_a_full_disk_is_said_and_nothing_that_is_half_there_is_used(
         monkeypatch.setenv("DOCKER_HOST", small.host)
         run = launch.plan_sweep(config)
         for _ in range(2):
-            with pytest.raises(ContainerError, match="the disk of Docker's engine on .* is full"):
+            with pytest.raises(ContainerError, match="the disk of Docker's engine is full"):
                 launch.follow_run(run)
             assert small.must("images", "-aq") == "" and small.must("ps", "-aq") == ""
             run = manage.prepare_resume(run.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -65,6 +66,13 @@ def wheels(requirements: Sequence[str], name: str) -> Path:
     pins = [path.read_text() for path in sorted(IMAGES.glob("*/*.txt"))] if name == "images" else []
     recipe = json.dumps([sys.version, *requirements, *pins, (ROOT / "constraints.txt").read_text()])
     return kept(f"wheels-{name}", recipe, make)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _written() -> Iterator[None]:
+    """Gigabytes are written here: on their way to the disk they would hold up the database of the next tests."""
+    yield
+    os.sync()
 
 
 @pytest.fixture(scope="module")

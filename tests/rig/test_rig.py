@@ -26,7 +26,7 @@ def rows(slurm: SlurmRig, job: str, fields: str, *options: str) -> list[list[str
     return [line.split("|") for line in told.stdout.splitlines()]
 
 
-def wait(true: Callable[[], bool], within: float = 15.0) -> None:
+def wait(true: Callable[[], bool], within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while not true() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -344,7 +344,7 @@ def test_what_a_container_says_is_in_prefects_log(
 
     done = asyncio.run(boxed("echo to out; echo to err >&2"))
     assert done.ok and done.stdout == "to out\n"
-    wait(lambda: {(20, "to out"), (30, "to err")} <= logged(runs[0]))
+    wait(lambda: {(20, "to out"), (20, "to err")} <= logged(runs[0]))
     with pytest.raises(ContainerError, match="ended with 7"):
         asyncio.run(boxed("exit 7"))
     assert docker.must("ps", "-aq") == ""
