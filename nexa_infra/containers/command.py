@@ -15,7 +15,6 @@ from pathlib import Path
 from nexa_infra.containers.docker import GRACE, Ended, Ending, Hear
 from nexa_infra.containers.script import CONTAINER_CONF, CONTAINER_SCRIPT, GUARD, container_conf, shell_text
 from nexa_infra.errors import ContainerError
-from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.record import Container
 from nexa_infra.settings import settings
 
@@ -73,9 +72,11 @@ def run_by_script(
 def _write(container: Container, directory: Path, identity: str, gpus: int) -> None:
     cache = settings().home.expanduser().resolve() / "images"
     lines = container_conf(container, run_id=identity, cache=str(cache), gpus=gpus)
-    write_atomically(directory / CONTAINER_CONF, "".join(f"{line}\n" for line in lines))
-    for name in (CONTAINER_SCRIPT, GUARD):
-        write_atomically(directory / name, shell_text(name))
+    texts = {CONTAINER_CONF: "".join(f"{line}\n" for line in lines)}
+    texts |= {name: shell_text(name) for name in (CONTAINER_SCRIPT, GUARD)}
+    # Nobody else reads them, and nobody after a crash: no disk is waited for.
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8", newline="")
 
 
 def _follow(

@@ -53,12 +53,13 @@ make_private() {
     pid=${pid%%-*}
     [[ -d $left && ! -L $left && -O $left && $pid == +([0-9]) && ! -e /proc/$pid ]] && rm -rf -- "$left"
   done
-  private=$(mktemp -d -- "$base/nexa-container-$UID-$$-XXXXXX") || stop 73 "no scratch folder can be made in $base on $node"
-  mkdir -- "$private/scratch"
+  # A name that somebody has taken is refused: no link is followed, and no folder of another's is used.
+  printf -v private '%s/nexa-container-%d-%d-%06d' "$base" "$UID" "$$" "$((RANDOM * 32768 + RANDOM))"
+  mkdir -m 700 -- "$private" "$private/scratch" || stop 73 "no scratch folder can be made in $base on $node"
 }
 
 tidy() {
-  [[ $private != */nexa-container-"$UID"-$$-?????? ]] || rm -rf -- "$private"
+  [[ $private != */nexa-container-"$UID"-$$-+([0-9]) ]] || rm -rf -- "$private"
 }
 
 # Registry logins as Docker and Apptainer read them.
@@ -149,7 +150,7 @@ docker_run() {
       options+=(--device /dev/kfd --device /dev/dri)
     fi
   fi
-  guard=$(cat -- "$here/guard.sh") || exit 66
+  guard=$(<"$here/guard.sh") || exit 66
   began=$(date +%s.%N)
   carry "$command" "${options[@]}" "$image" -c "$guard" nexa "$@"
   # A docker that was ended early may have had a container made, and not started it.
@@ -311,7 +312,7 @@ sif_run() {
     need_gpus
     if [[ $gpu_kind == nvidia ]]; then options+=(--nv); else options+=(--rocm); fi
   fi
-  guard=$(cat -- "$here/guard.sh") || exit 66
+  guard=$(<"$here/guard.sh") || exit 66
   carry "$command" "${options[@]}" "$image" /bin/sh -c "$guard" nexa "$@"
 }
 
@@ -350,7 +351,7 @@ carry() {
   child=$!
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done
   exec {lease}>&-
-  code=$(cat -- "$private/code" 2>/dev/null)
+  { code=$(<"$private/code"); } 2>/dev/null
   code=${code:-137}
 }
 

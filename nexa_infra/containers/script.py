@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 
 from nexa_infra.hosts.shell import quote_line, quote_path
@@ -14,6 +15,7 @@ CONTAINER_CONF = "container.conf"
 GUARD = "guard.sh"
 
 
+@cache
 def shell_text(name: str) -> str:
     """Return one of this room's shell programs: `container.sh`, or the guard that is a Docker container's first."""
     return (files("nexa_infra.containers") / name).read_text(encoding="utf-8")
