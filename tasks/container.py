@@ -17,6 +17,7 @@ from nexa_infra.blocks.saved import catalog_of
 from nexa_infra.containers.credentials import remember
 from nexa_infra.containers.runner import ContainerResult, run_container
 from nexa_infra.errors import NexaError
+from nexa_infra.tasks.cancelled import cancelled_in_prefect
 
 
 @task(name="container-run", description="Runs a target of the image catalog in a container, to its end.")
@@ -68,6 +69,7 @@ async def container_run(
 
     with closing(client) if client is not None else nullcontext():
         running = asyncio.ensure_future(asyncio.to_thread(go))
+        word = asyncio.create_task(_stop_when_cancelled(stop))
         try:
             result = await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -75,8 +77,15 @@ async def container_run(
             with suppress(NexaError):
                 await running
             raise
+        finally:
+            word.cancel()
     logger.info(
         "Container of %s (%s): %s, exit code %d, %.1f s", target, result.image, result.ended, result.exit_code,
         result.seconds,
     )  # fmt: skip
     return result.check() if check else result
+
+
+async def _stop_when_cancelled(stop: threading.Event) -> None:
+    await cancelled_in_prefect()
+    stop.set()

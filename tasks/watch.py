@@ -13,8 +13,6 @@ from prefect import get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.client.schemas.objects import StateType
-from prefect.runtime import flow_run
 
 from nexa_infra.monitoring.report_markdown import metrics_markdown
 from nexa_infra.operations import steps
@@ -22,11 +20,11 @@ from nexa_infra.operations.progress import listener
 from nexa_infra.operations.voice import Say, heard, speaker
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.watch import Poll
+from nexa_infra.tasks.cancelled import cancelled_in_prefect
 from nexa_infra.tasks.names import artifact_key
 
-# Prefect's server is asked and told no oftener than this, whatever the poll's period, in seconds.
+# Prefect's server is told no oftener than this, whatever the poll's period, in seconds.
 TELL_SECONDS = 1.0
-ASK_SECONDS = 2.0
 METRICS_SECONDS = 5.0
 # Lines that a training may print at a time and have in Prefect's log.
 MOST_LINES = 100
@@ -44,7 +42,7 @@ async def watch(run: Run) -> Poll | None:
         progress=0.0, key=artifact_key("progress", run), description=f"Run {run.id}"
     )
     shown = _Shown(run, progress)
-    beside = [asyncio.create_task(_cancelled_in_prefect(run)), asyncio.create_task(shown.keep_up())]
+    beside = [asyncio.create_task(_end_when_cancelled(run)), asyncio.create_task(shown.keep_up())]
     last: Poll | None = None
     try:
         async with heard(run, _say_to(logger), speaker.get()), aclosing(steps.watch(run)) as polls:
@@ -134,19 +132,7 @@ class _Shown:
         self._text = text
 
 
-async def _cancelled_in_prefect(run: Run) -> None:
+async def _end_when_cancelled(run: Run) -> None:
     """Wait until the flow run is cancelled in Prefect, then end the run by that word."""
-    if not flow_run.id:
-        return
-    identifier = UUID(flow_run.id)
-    async with get_client() as client:
-        while True:
-            await asyncio.sleep(ASK_SECONDS)
-            try:
-                state = (await client.read_flow_run(identifier)).state
-            except Exception as error:  # noqa: BLE001 - whatever ails the server, it is no word
-                get_run_logger().debug("the flow run's state cannot be read: %s", error)
-                continue
-            if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
-                await asyncio.to_thread(steps.cancel, run, "cancelled in Prefect")
-                return
+    await cancelled_in_prefect()
+    await asyncio.to_thread(steps.cancel, run, "cancelled in Prefect")

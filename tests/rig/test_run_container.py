@@ -365,10 +365,14 @@ def test_a_flow_that_is_ended_leaves_no_container(
     flow.wait(30)
 
 
+@pytest.mark.parametrize("where", ["in its process", "in Prefect"])
 def test_a_flow_that_is_cancelled_leaves_no_container(
-    prefect_server: PrefectServer, docker: DockerRig, catalog: Catalog, tmp_path: Path
+    where: str, prefect_server: PrefectServer, docker: DockerRig, catalog: Catalog, tmp_path: Path
 ) -> None:
     from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.states import Cancelling
 
     from nexa_infra.blocks import ImageCatalog
     from nexa_infra.tasks import container_run
@@ -384,9 +388,13 @@ def test_a_flow_that_is_cancelled_leaves_no_container(
             )
         )
         await asyncio.to_thread(wait, lambda: (log := output / "stdout.log").exists() and log.read_text())
-        running.cancel()
+        if where == "in Prefect":
+            async with get_client() as client:
+                await client.set_flow_run_state(flow_run.id, Cancelling(), force=True)
+        else:
+            running.cancel()
         await running
 
-    with pytest.raises((asyncio.CancelledError, BaseExceptionGroup)):
+    with pytest.raises((asyncio.CancelledError, BaseExceptionGroup, ContainerError)):
         asyncio.run(boxed())
     assert left_of(docker, "b3", output) == []
