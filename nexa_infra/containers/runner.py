@@ -22,6 +22,7 @@ from nexa_infra.containers.catalog import Catalog, load_catalog, target_of
 from nexa_infra.containers.chosen import catalog_file
 from nexa_infra.containers.command import run_by_script
 from nexa_infra.containers.pin import pin
+from nexa_infra.containers.pull import bring
 from nexa_infra.errors import ConfigError, ContainerError, Problem
 from nexa_infra.hosts.local import LocalHost
 from nexa_infra.runs.record import Container
@@ -217,7 +218,7 @@ def _run(
         )  # fmt: skip
     if client is None:
         raise ContainerError("there is no engine of Docker")
-    engine.bring(client, container, heard.progress)
+    bring(client, container, heard.progress)
     seen = list(container.mounts)
     workdir = "/"
     if not engine.is_remote(client):

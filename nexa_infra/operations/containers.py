@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import closing
 
 from nexa_infra.containers.credentials import Credentials, remembered
-from nexa_infra.containers.docker import bring, connect
+from nexa_infra.containers.docker import connect
 from nexa_infra.containers.images import HUB
+from nexa_infra.containers.pull import bring
 from nexa_infra.containers.script import CONTAINER_SCRIPT
 from nexa_infra.errors import ContainerError
 from nexa_infra.hosts.base import Host

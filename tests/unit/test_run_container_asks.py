@@ -10,6 +10,7 @@ import docker
 import pytest
 
 from nexa_infra.containers import docker as engine
+from nexa_infra.containers import pull
 from nexa_infra.containers.catalog import Catalog, Target
 from nexa_infra.containers.runner import run_container
 from nexa_infra.errors import ConfigError, ContainerError
@@ -131,5 +132,5 @@ def test_a_result_that_is_not_well_says_how_it_ended_and_with_which_words(
     ],
 )
 def test_a_pull_that_fails_says_who_is_to_blame(words: str, told: str) -> None:
-    assert told in engine._blame("lab/x@sha256:0", words)
-    assert words in engine._blame("lab/x@sha256:0", words)
+    assert told in pull._blame("lab/x@sha256:0", words)
+    assert words in pull._blame("lab/x@sha256:0", words)
