@@ -21,9 +21,14 @@ from tests.rig.ssh import SshRig
 
 
 def rows(slurm: SlurmRig, job: str, fields: str, *options: str) -> list[list[str]]:
-    """What sacct says of a job, a list of fields for each attempt of each task."""
-    told = slurm.run(["sacct", "-nPX", "-D", "-j", job, "-o", fields, *options])
-    return [line.split("|") for line in told.stdout.splitlines()]
+    """What sacct says of a job, a list of fields for each attempt of each task.
+
+    A controller that was restarted empty gives out its ids once more: what was submitted long ago is another's.
+    """
+    told = slurm.run(["sacct", "-nPX", "-D", "-j", job, "-o", f"{fields},Submit", *options])
+    found = [line.split("|") for line in told.stdout.splitlines()]
+    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 240))
+    return [row[:-1] for row in found if row[-1] >= since]
 
 
 def wait(true: Callable[[], bool], within: float = 60.0) -> None:
