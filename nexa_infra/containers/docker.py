@@ -29,6 +29,8 @@ Ended = Literal["exited", "out_of_memory", "timeout", "cancelled"]
 # Between TERM and KILL, seconds.
 GRACE = 10.0
 LABEL = "nexa.run"
+# Where the engine listens, unless DOCKER_HOST names another place.
+SOCKET = Path("/var/run/docker.sock")
 # What a container is called that has no network.
 _ALONE = "nexa"
 
@@ -55,7 +57,7 @@ def connect(host: str | None = None) -> docker.DockerClient:
         client = docker.DockerClient(base_url=host) if host else docker.from_env()
         client.ping()
     except (DockerException, OSError) as error:
-        where = host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        where = host or os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}"
         why = _silence(str(error))
         raise ContainerError(
             f"Docker's engine does not answer at {where} ({why}): start it, set DOCKER_HOST, or choose another runtime"
@@ -158,12 +160,6 @@ def run(
     if ended == "exited" and code in {137, 143}:
         _check_stays(client, container)
     return Ending(code, ended, time.time() - begun)
-
-
-def leftovers(client: docker.DockerClient, run_id: str | None = None) -> list[str]:
-    """Return the containers that a run, or any run, has left behind, whatever their state."""
-    label = LABEL if run_id is None else f"{LABEL}={run_id}"
-    return [str(each["Id"]) for each in client.api.containers(all=True, filters={"label": label})]
 
 
 def remove(client: docker.DockerClient, identity: str) -> None:

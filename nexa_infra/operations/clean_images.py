@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nexa_infra.containers.docker import LABEL, SOCKET, connect, remove
 from nexa_infra.errors import ContainerError, NexaError
 from nexa_infra.operations.manage import home
 from nexa_infra.runs.index import known_runs, run_at
@@ -39,11 +40,11 @@ def left_containers(in_use: Callable[[Run], bool]) -> Iterator[tuple[str, float]
         if client is None:
             return
         runs = {entry.id: entry.directory for entry in known_runs(home())}
-        for each in client.api.containers(all=True, filters={"label": "nexa.run"}):
+        for each in client.api.containers(all=True, filters={"label": LABEL}):
             made = float(each["Created"])
             if made > time.time() - _GRACE:
                 continue
-            directory = runs.get(each["Labels"]["nexa.run"])
+            directory = runs.get(each["Labels"][LABEL])
             over = each["State"] != "running"
             if directory is not None:
                 with suppress(NexaError, OSError):
@@ -54,8 +55,6 @@ def left_containers(in_use: Callable[[Run], bool]) -> Iterator[tuple[str, float]
 
 def remove_container(name: str) -> None:
     """End and remove a container that `left_containers` has named."""
-    from nexa_infra.containers.docker import remove
-
     with _engine() as client:
         if client is None:
             raise ContainerError("Docker's engine does not answer any more")
@@ -65,11 +64,9 @@ def remove_container(name: str) -> None:
 @contextmanager
 def _engine() -> Iterator[docker.DockerClient | None]:
     """Find this machine's engine, without a look at the SDK where there is none."""
-    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
+    if not os.environ.get("DOCKER_HOST") and not SOCKET.exists():
         yield None
         return
-    from nexa_infra.containers.docker import connect
-
     try:
         client = connect()
     except ContainerError:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+from nexa_infra.containers.docker import SOCKET, connect
 from nexa_infra.errors import ContainerError, HostError
 from nexa_infra.hosts.local import LocalHost
 from nexa_infra.provisioning.check import FEW_INODES, GIB, Check, numbers
-
-# Where Docker's engine listens, unless DOCKER_HOST names another place.
-SOCKET = Path("/var/run/docker.sock")
 
 
 def check_here(home: Path) -> Iterator[Check]:
@@ -48,8 +46,6 @@ def _containers() -> Check:
     """Say what runs containers here; without a socket, the SDK of Docker is not even looked at."""
     ready, silent, named = [], "", os.environ.get("DOCKER_HOST")
     if named or SOCKET.exists():
-        from nexa_infra.containers.docker import connect
-
         try:
             with closing(connect()) as client:
                 ready.append(f"docker {client.version()['Version']}")

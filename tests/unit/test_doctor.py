@@ -596,7 +596,7 @@ def test_a_machine_without_containers_is_fine(monkeypatch: pytest.MonkeyPatch, t
     assert containers_here(monkeypatch, tmp_path) == (True, told, "")
     (tmp_path / "docker.sock").touch()  # somebody else's, or of an engine that was stopped
     told = f"docker gives no answer at {tmp_path}/docker.sock"
-    monkeypatch.setattr("nexa_infra.containers.docker.connect", _no_engine)
+    monkeypatch.setattr(here, "connect", _no_engine)
     assert containers_here(monkeypatch, tmp_path) == (True, f"{told}: trials run without", "")
     assert containers_here(monkeypatch, tmp_path, "apptainer") == (True, f"apptainer 1.3.4, {told}", "")
 
