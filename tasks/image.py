@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from prefect import get_run_logger, task
 
 from nexa_infra.operations import steps
@@ -16,5 +14,5 @@ async def pull_image(run: Run) -> None:
     if run.container is None:
         return
     container, logger = run.container, get_run_logger()
-    await asyncio.to_thread(steps.fetch_image, run, logger.info)
+    await steps.fetch_image(run, logger.info)
     logger.info("Image %s, asked for as %s, run by %s", container.image, container.asked, container.runtime)

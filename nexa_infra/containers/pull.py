@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     import docker
 
 
-def bring(client: docker.DockerClient, container: Container, tell: Callable[[str], None] | None = None) -> None:
-    """Pull an image where the engine lacks it, saying how far it is.
+def bring(
+    client: docker.DockerClient,
+    container: Container,
+    tell: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Pull an image where the engine lacks it, saying how far it is; `stop`, once set, gives it up.
 
     Raises:
         ContainerError: it cannot be had; the message says whether the registry, the login or the disk is to blame.
@@ -45,6 +51,8 @@ def bring(client: docker.DockerClient, container: Container, tell: Callable[[str
         auth = {"username": login.username, "password": login.password} if login else None
         progress = _Progress(container.image, tell)
         for said in client.api.pull(name, tag=digest, stream=True, decode=True, auth_config=auth):
+            if stop is not None and stop.is_set():
+                raise ContainerError(f"{container.image} was not pulled to its end: its caller has ended")
             _check_progress(said, container)
             progress.hear(said)
     except ImageNotFound as error:

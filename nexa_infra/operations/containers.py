@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from contextlib import closing
 
@@ -22,11 +23,13 @@ NOT_HERE = 69
 MOST_SECONDS = 3600.0
 
 
-def bring_image(run: Run, host: Host, tell: Callable[[str], None] | None = None) -> None:
+def bring_image(
+    run: Run, host: Host, tell: Callable[[str], None] | None = None, stop: threading.Event | None = None
+) -> None:
     """Bring a run's image before its trials: to this machine, where they run; to a cluster's, where only we may pull.
 
     A login that this process was given reaches the other side on the standard input of one command: an argument would
-    be seen by others. `tell` hears how far it is.
+    be seen by others. `tell` hears how far it is; `stop`, once set, gives a pull up.
 
     Raises:
         ContainerError: it cannot be had; the message holds the runtime's words.
@@ -36,23 +39,20 @@ def bring_image(run: Run, host: Host, tell: Callable[[str], None] | None = None)
         return
     if run.cluster is None and container.runtime == "docker":
         with closing(connect()) as client:
-            bring(client, container, tell)
+            bring(client, container, tell, stop)
         return
     login = remembered(container.image.partition("/")[0]) if container.source == "registry" else None
-    if run.cluster is not None and (login is None or container.runtime == "docker"):
-        return  # its nodes bring it, a SIF one for all
+    if login is None or (run.cluster is not None and container.runtime == "docker"):
+        return  # its trials bring it, a SIF one for all
     _bring_sif(run, host, login)
 
 
-def _bring_sif(run: Run, host: Host, login: Credentials | None) -> None:
-    env, said = {}, ""
-    if login is not None:
-        word = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
-        env["NEXA_REGISTRY_LOGIN"] = "-"
-        names = [login.registry, *(["https://index.docker.io/v1/"] if login.registry == HUB else [])]
-        said = json.dumps({"auths": {name: {"auth": word} for name in names}})
+def _bring_sif(run: Run, host: Host, login: Credentials) -> None:
+    word = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+    names = [login.registry, *(["https://index.docker.io/v1/"] if login.registry == HUB else [])]
+    said = json.dumps({"auths": {name: {"auth": word} for name in names}})
     argv = ["bash", f"{run.directory}/{CONTAINER_SCRIPT}", "fetch"]
-    done = host.run(argv, env=env, stdin=said, timeout=MOST_SECONDS)
+    done = host.run(argv, env={"NEXA_REGISTRY_LOGIN": "-"}, stdin=said, timeout=MOST_SECONDS)
     if done.returncode == NOT_HERE and run.cluster is not None:
         return  # only its nodes have what builds it: they use the account's own login
     if done.returncode:

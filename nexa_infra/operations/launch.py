@@ -165,7 +165,7 @@ async def _along_the_road(run: Run, tell: Tell | None) -> SlurmBatchArtifacts:
             await asyncio.to_thread(steps.admit, run, estimate)
             run = await asyncio.to_thread(steps.sync, run)
         run = await asyncio.to_thread(steps.render, run)
-        await asyncio.to_thread(steps.fetch_image, run, _told)
+        await steps.fetch_image(run, _told)
         for own in (False, True):
             submission = await _submitted(run)
             own = own or steps.ends_with_client(run)  # noqa: PLW2901

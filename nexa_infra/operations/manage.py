@@ -13,9 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nexa_infra.errors import HostError, NexaError, UnknownStateError
+from nexa_infra.hosts.connections import host_of
 from nexa_infra.monitoring.costs import seconds_of, unit_seconds
 from nexa_infra.monitoring.report import CostReport, to_json
 from nexa_infra.operations import steps
+from nexa_infra.operations.containers import bring_image
 from nexa_infra.operations.endings import how_ended
 from nexa_infra.operations.measured import progress_of
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
@@ -138,7 +140,7 @@ def prepare_retry(name: str) -> Run:
         raise NexaError(f"no trial of run {run.id} failed, so there is nothing to retry{hint}")
     scheduler.reopen(run)
     # Trials start as soon as they are submitted, and only this process may have the registry's login.
-    steps.fetch_image(run)
+    bring_image(run, host_of(run.cluster))
     submit_trials(run, scheduler, [(t, attempts[t][-1].number + 1 if t in attempts else 1) for t in failed])
     return run
 

@@ -253,15 +253,19 @@ def render(run: Run) -> Run:
     return run
 
 
-def fetch_image(run: Run, tell: Callable[[str], None] | None = None) -> None:
+async def fetch_image(run: Run, tell: Callable[[str], None] | None = None) -> None:
     """Bring the image of the run's trials, where they run here, or where only this process may pull it.
 
-    `tell` hears how far it is.
+    `tell` hears how far it is. Cancelled, it gives a pull up.
 
     Raises:
         ContainerError: it cannot be had; the message holds the runtime's words.
     """
-    bring_image(run, host_of(run.cluster), tell)
+    stop = threading.Event()
+    try:
+        await asyncio.to_thread(bring_image, run, host_of(run.cluster), tell, stop)
+    finally:
+        stop.set()
 
 
 def submit(run: Run) -> Submission:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from nexa_infra.containers import pull
 from nexa_infra.containers.catalog import Catalog, Target
 from nexa_infra.containers.runner import run_container
 from nexa_infra.errors import ConfigError, ContainerError
+from nexa_infra.runs.record import Container
 from nexa_infra.spec.container import Mount
 
 CATALOG = Catalog(targets={"train-light": Target(image="lab/light:1", command=("true",)), "bare": Target(image="b:1")})
@@ -134,3 +137,26 @@ def test_a_result_that_is_not_well_says_how_it_ended_and_with_which_words(
 def test_a_pull_that_fails_says_who_is_to_blame(words: str, told: str) -> None:
     assert told in pull._blame("lab/x@sha256:0", words)
     assert words in pull._blame("lab/x@sha256:0", words)
+
+
+def test_a_pull_without_an_end_is_given_up_when_its_caller_ends() -> None:
+    from docker.errors import ImageNotFound
+
+    stop, told = threading.Event(), []
+
+    def missing(_: str) -> None:
+        raise ImageNotFound("none")
+
+    def endless(*_: Any, **__: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            yield {"status": "Downloading", "id": "layer", "progressDetail": {"current": 1 << 20, "total": 3 << 20}}
+
+    def tell(line: str) -> None:
+        told.append(line)
+        stop.set()
+
+    client: Any = SimpleNamespace(api=SimpleNamespace(inspect_image=missing, pull=endless))
+    digest = PINNED.partition("@")[2]
+    with pytest.raises(ContainerError, match="was not pulled to its end: its caller has ended"):
+        pull.bring(client, Container(asked=PINNED, image=PINNED, digest=digest), tell, stop)
+    assert told == [f"pulling {PINNED}: 1 of 3 MiB"]
