@@ -8,8 +8,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nexa_infra.containers.docker import GRACE, Ended, Ending, Hear
@@ -41,14 +41,39 @@ def run_by_script(
         ContainerError: the runtime is not there, or the image could not be had; the message holds its words.
     """
     _write(container, directory, identity, gpus)
-    lease, held = os.pipe()
     begun = time.time()
+    with _started(directory, "run", argv, workdir, {**env, "NEXA_CONTAINER_NAMES": ""}) as process:
+        ended, said = _follow(process, hear, timeout, stop or threading.Event())
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if ended == "exited" and code in _REFUSED and said.startswith("container.sh: "):
+        raise ContainerError(said.removeprefix("container.sh: ").strip())
+    return Ending(code, ended, time.time() - begun)
+
+
+def fetch_by_script(directory: Path, *, stdin: bytes = b"", stop: threading.Event | None = None) -> tuple[int, str]:
+    """Let the container.sh in `directory` bring its image; return its exit code, and what it says.
+
+    What is on its standard input is a registry's login. `stop`, once set, ends it; so does the end of this process.
+    """
+    said = bytearray()
+    env = {"NEXA_REGISTRY_LOGIN": "-"} if stdin else {}
+    with _started(directory, "fetch", (), directory, env, stdin) as process:
+        _follow(process, lambda _, data: said.extend(data), None, stop or threading.Event())
+    return process.returncode, said.decode(errors="replace")
+
+
+@contextmanager
+def _started(
+    directory: Path, verb: str, argv: Sequence[str], workdir: Path, env: Mapping[str, str], stdin: bytes = b""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start container.sh in a session of its own, which ends with this block, and with this process."""
+    lease, held = os.pipe()
     try:
         process = subprocess.Popen(
-            ["bash", str(directory / CONTAINER_SCRIPT), "run", *argv],
+            ["bash", str(directory / CONTAINER_SCRIPT), verb, *argv],
             cwd=workdir,
-            env={**os.environ, **env, "NEXA_LEASE": str(lease), "NEXA_CONTAINER_NAMES": ""},
-            stdin=subprocess.DEVNULL,
+            env={**os.environ, **env, "NEXA_LEASE": str(lease)},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[lease],
@@ -57,16 +82,15 @@ def run_by_script(
     finally:
         os.close(lease)
     try:
-        ended, said = _follow(process, hear, timeout, stop or threading.Event())
+        if process.stdin is not None:
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(stdin)
+        yield process
     finally:
         os.close(held)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    if ended == "exited" and code in _REFUSED and said.startswith("container.sh: "):
-        raise ContainerError(said.removeprefix("container.sh: ").strip())
-    return Ending(code, ended, time.time() - begun)
 
 
 def _write(container: Container, directory: Path, identity: str, gpus: int) -> None:
