@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -61,11 +62,11 @@ def config_of(
     return path
 
 
-def wait_for(true: Any, what: str, within: float = PATIENCE) -> None:
+def wait_for(true: Any, what: str | Callable[[], str], within: float = PATIENCE) -> None:
     """Wait until something is true."""
     limit = time.monotonic() + within
     while not true():
-        assert time.monotonic() < limit, what
+        assert time.monotonic() < limit, what if isinstance(what, str) else what()
         time.sleep(0.05)
 
 
@@ -479,7 +480,12 @@ def test_signals_reach_the_program_once_and_ends_are_those_of_a_bare_one(
     trials = {name: workdir / "runs" / run.id / "trials" for name, run in runs.items()}
     ends = {name: following(run) for name, run in runs.items()}
     for name, run in runs.items():
-        wait_for(lambda: all((trials[name] / str(n) / "up").exists() for n in range(run.trials)), f"no start: {name}")  # noqa: B023
+        up = [trials[name] / str(n) / "up" for n in range(run.trials)]
+        wait_for(
+            lambda: all(each.exists() for each in up),  # noqa: B023
+            lambda: f"no start: {name}\n{slurm.run(['squeue']).stdout}{ends[name]}",  # noqa: B023
+            within=150,  # Slurm may look for room no oftener than every 30 s
+        )
     jobs = {name: read_submissions(run.files)[0].job_id for name, run in runs.items()}
     for n, signal in enumerate(("USR1", "USR2", "TERM")):
         slurm.run(["scancel", "--signal", signal, f"{jobs['sent']}_{n}"])
