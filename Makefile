@@ -1,7 +1,7 @@
 # The working day of this repository. Python ≥ 3.11, make and git are enough to begin with.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install torch run up up-docker images down test chaos lint format screenshots bench rig rig-down clean
+.PHONY: help install torch run up up-docker images down test test-slurm-new chaos lint format screenshots bench rig rig-down clean
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
@@ -37,6 +37,9 @@ down: ## stop them
 
 test: lint ## check everything, and run every test (PYTEST="-k word" for some)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+
+test-slurm-new: install ## as root: the tests with a real Slurm, on a newer one than the machine's (PYTEST="-k word" for some)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --slurm=new $(PYTEST)
 
 chaos: install ## end clients at random instants, many times over (NEXA_CHAOS_SEED=N for other instants)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" NEXA_CHAOS_ROUNDS=$${NEXA_CHAOS_ROUNDS:-200} $(BIN)/python -m pytest tests/chaos $(PYTEST)

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nexa_infra.runs.attempts import read_attempts
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.index import known_runs
-from nexa_infra.runs.results import read_attempts
 
 ROOT = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0))

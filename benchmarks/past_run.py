@@ -11,8 +11,9 @@ import sys
 from datetime import UTC, datetime
 
 from nexa_infra.operations import steps
-from nexa_infra.runs.record import Run, Submission, write_submission
-from nexa_infra.scheduling.script import array_spec
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission, write_submission
+from nexa_infra.scheduling.arguments import array_spec
 
 STARTED = 1_750_000_000.0  # seconds since the epoch
 SECONDS = 0.005

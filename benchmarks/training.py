@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks.measure import ROOT, BenchmarkError, Figure, Place, place, say
 from benchmarks.slurm import environment_on, rig
 from nexa_infra.operations import launch
+from nexa_infra.runs.attempts import Attempt, read_attempts
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, read_attempts
 from nexa_infra.spec.cluster import Cluster
 from tests.rig.slurm import SlurmRig
 
@@ -134,7 +134,8 @@ def _lost_steps(folder: Path) -> dict[str, object]:
         "chained",
         _words(CHAINED_EPOCHS, CHAINED_STEP_SECONDS),
         time_limit=WALLTIME,
-        checkpoint={"chain_until_done": True, "warning_seconds": 25},
+        warning=25,
+        checkpoint={"chain_until_done": True},
     )
     trial = Path(run.directory) / "trials" / "0"
     requeues = len(_attempts(run)) - 1
@@ -169,11 +170,13 @@ def _words(epochs: int, seconds: float) -> dict[str, str]:
 
 
 def _trained(
-    folder: Path, name: str, parameters: dict[str, str], *, nodes: int = 1, time_limit: str = "5", **more: object
-) -> Run:
+    folder: Path, name: str, parameters: dict[str, str], *, nodes: int = 1, time_limit: str = "5",
+    warning: int | None = None, **more: object,
+) -> Run:  # fmt: skip
     """Train by the engine, on the login node, to the end; return the run."""
+    job = {"name": name, "time": time_limit, "nodes": nodes, "memory": "800M", "setup": {"venv": sys.prefix}}
     config = {
-        "job": {"name": name, "time": time_limit, "nodes": nodes, "memory": "800M", "setup": {"venv": sys.prefix}},
+        "job": job if warning is None else {**job, "signal_before_end": warning},
         "launcher": {"type": "torchrun", "script": "train.py", "nproc_per_node": PROCESSES},
         "training": {"parameters": parameters},
         **more,

@@ -26,13 +26,13 @@ def _show(flow_run_id: str | None) -> None:
     from prefect.settings import PREFECT_UI_URL
 
     from nexa_infra.flows.road import run_token
-    from nexa_infra.monitoring.report import CostReport, to_terminal
+    from nexa_infra.monitoring.report import read_report, to_terminal
     from nexa_infra.operations.manage import find_by_token
 
     token = run_token(flow_run_id)
     run = find_by_token(token) if token else None
     if run is not None and run.files.report_json.exists():
-        print(to_terminal(CostReport.model_validate_json(run.files.report_json.read_text(encoding="utf-8"))))
+        print(to_terminal(read_report(run.files.report_json.read_text(encoding="utf-8"))))
         print(f"Run directory: {run.directory}")
     print(f"Flow run: {PREFECT_UI_URL.value()}/runs/flow-run/{flow_run_id}")
 

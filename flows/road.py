@@ -24,6 +24,7 @@ from nexa_infra.hosts.connections import kept_open
 from nexa_infra.monitoring.report import CostReport, to_terminal
 from nexa_infra.operations import launch, steps
 from nexa_infra.operations.endings import ending
+from nexa_infra.operations.extend import finished_in
 from nexa_infra.operations.launch import reported
 from nexa_infra.operations.manage import find, find_by_token, prepare_resume
 from nexa_infra.runs.record import Run
@@ -92,6 +93,7 @@ async def planned(
     catalog: ImageCatalog | str | None = None,
     registry: DockerRegistryCredentials | str | None = None,
     distributed: bool | None = None,
+    extend: str = "",
 ) -> Run:
     """Plan the flow run's own run, or find the one that it goes on with.
 
@@ -106,6 +108,11 @@ async def planned(
     token = run_token(runtime.flow_run.id)
     if token and (earlier := await asyncio.to_thread(find_by_token, token)) is not None:
         return earlier
+    before = None
+    if extend.strip():
+        extended = await asyncio.to_thread(find, extend.strip())
+        await unlock(extended)
+        before = await asyncio.to_thread(finished_in, extended)
     price_block = await PriceList.aload(prices) if isinstance(prices, str) and prices else prices or None
     known = await asyncio.to_thread(catalog_of, catalog)
     return await asyncio.to_thread(
@@ -115,11 +122,12 @@ async def planned(
             book=price_block.to_book() if isinstance(price_block, PriceList) else None,
             budget_usd=budget_usd,
             overrides=[word for word in overrides if word.strip()],
-            labels=labels(),
+            labels={**labels(), **(before.labels if before else {})},
             distributed=distributed,
             catalog=known,
             moment=datetime.now(UTC),
             token=token,
+            narrowed=(lambda read: before.left_of(read, config_file)) if before else None,
         )
     )
 

@@ -36,6 +36,7 @@ async def sweep(
     registry: Annotated[
         DockerRegistryCredentials | str | None, Field(title="Registry", json_schema_extra={"position": 8})
     ] = None,
+    extend: Annotated[str, Field(title="Extend", json_schema_extra={"position": 9})] = "",
 ) -> CostReport | State[None] | None:
     """Run a sweep along the road: cost, code, script, submission, results, report.
 
@@ -49,6 +50,7 @@ async def sweep(
         resume: A run's id, to run what is unfinished of it; the other fields are then left aside. Empty for a new run.
         catalog: A saved image catalog, or its name, for the config's container; none is the project's own.
         registry: Saved Docker registry credentials, or their name, where the image is in a private registry.
+        extend: An earlier run's id, to run only what of this sweep it has not finished. Empty for all of it.
     """
     run = await road.planned(
         config_file,
@@ -59,6 +61,7 @@ async def sweep(
         resume=resume,
         catalog=catalog,
         registry=registry,
+        extend=extend,
     )
     if submit or resume:
         return await road.take_the_road(run)

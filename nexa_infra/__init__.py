@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nexa_infra.containers.runner import run_container
     from nexa_infra.monitoring.costs import estimate_batch_cost
+    from nexa_infra.operations.extend import extend_sweep
     from nexa_infra.operations.launch import launch_slurm_sweep, launch_training_job
     from nexa_infra.operations.sync import sync_repository
     from nexa_infra.scheduling.slurm import prepare_slurm_batch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "estimate_batch_cost": "nexa_infra.monitoring.costs",
+    "extend_sweep": "nexa_infra.operations.extend",
     "launch_slurm_sweep": "nexa_infra.operations.launch",
     "launch_training_job": "nexa_infra.operations.launch",
     "load_config": "nexa_infra.spec.load",
@@ -29,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "estimate_batch_cost",
+    "extend_sweep",
     "launch_slurm_sweep",
     "launch_training_job",
     "load_config",

@@ -72,6 +72,10 @@ class SubmitError(NexaError):
     """The scheduler refused the submission; the message carries its own words."""
 
 
+class QueueFullError(SubmitError):
+    """The scheduler's queue takes no more of this user's jobs now; it may as others end."""
+
+
 class UnknownStateError(NexaError):
     """The scheduler could not say how something stands: it may be anything, and is waited for."""
 

@@ -7,7 +7,8 @@ import asyncio
 from prefect import get_run_logger, task
 
 from nexa_infra.operations import steps
-from nexa_infra.runs.record import Run, Submission
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission
 
 
 @task(name="sbatch-submit", description="Submits the array, once: called again, only what is unfinished.")

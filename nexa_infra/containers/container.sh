@@ -10,10 +10,14 @@
 set -u
 here=${BASH_SOURCE[0]%/*}
 node=${SLURMD_NODENAME:-$HOSTNAME}
-image='' digest='' runtime='' source='' file='' stamp='' cache='' auth_file='' network=none shm='' memory='' cpus='' processes=''
+image='' digest='' runtime='' source='' file='' stamp='' cache='' auth_file='' network=none shm='' memory='' asked='' cpus='' processes=''
 gpus=0 run='' command='' private='' code=0 told=0 mounts=() inside=() names=()
 # shellcheck disable=SC1091
 . "$here/container.conf"
+# A trial that ran out of memory may be given more the next time.
+if [[ -n $asked && ${SLURM_MEM_PER_NODE-} =~ ^[0-9]+$ ]] && ((SLURM_MEM_PER_NODE << 20 > asked)); then
+  memory=$((SLURM_MEM_PER_NODE << 20))
+fi
 # A job may set PATH for its program; the runtime is found by the machine's own.
 program_path=$PATH
 PATH=${NEXA_HOST_PATH:-$PATH}

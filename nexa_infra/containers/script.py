@@ -47,6 +47,8 @@ def container_conf(
         "network": settings.network or network,
         "shm": settings.shm_size and size_bytes(settings.shm_size),
         "memory": most and size_bytes(most),
+        # What it grows with, where a retry asks for more: its own settings say how much it is to have.
+        "asked": size_bytes(memory) if memory and memory != "0" and not settings.memory else None,
         "cpus": settings.cpus,
         "processes": settings.processes,
         "gpus": gpus or None,

@@ -33,6 +33,10 @@ class ConnectionLostError(HostError):
     """The connection ended before the answer was whole: whether what was asked was done is not known."""
 
 
+class UnreachableError(HostError):
+    """The host, or the way to it, is away: trying again later may help."""
+
+
 def retried(ask: Callable[[], Answer], tries: int = 4) -> Answer:
     """Ask what is safe to ask again until its answer comes whole.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_infra.errors import HostError
+from nexa_infra.hosts.base import UnreachableError
 from nexa_infra.hosts.shell import join
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 # What opens locked keys, by the key's path: told by whoever holds it, and kept in this process alone.
 _passphrases: dict[str, str] = {}
-
-
-class UnreachableError(HostError):
-    """The host, or the way to it, is away: trying again later may help."""
 
 
 def remember_passphrase(key_file: str, passphrase: str) -> None:

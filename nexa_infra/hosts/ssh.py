@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError
-from nexa_infra.hosts.base import Completed, ConnectionLostError, check_started, check_streamed
+from nexa_infra.hosts.base import Completed, ConnectionLostError, UnreachableError, check_started, check_streamed
 from nexa_infra.hosts.framing import Listener, command, framed, streamed
-from nexa_infra.hosts.login import LOGIN_SECONDS, Login, UnreachableError, connect
+from nexa_infra.hosts.login import LOGIN_SECONDS, Login, connect
 from nexa_infra.hosts.transfer import REMOTE, rsync_over
 
 if TYPE_CHECKING:

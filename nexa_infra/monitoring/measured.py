@@ -1,14 +1,17 @@
-"""What a training's metrics came to: each one's course in figures, and the file of its plot."""
+"""What a training's metrics came to, each one's course in figures, and the file of its plot: standard library alone."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nexa_infra.monitoring.report_model import Measured, MeasuredMetric
 from nexa_infra.runs.series import MetricsLog, Point, Series
-from nexa_infra.spec.policy import Health, Objective
+
+if TYPE_CHECKING:
+    from nexa_infra.spec.policy import Health, Objective
 
 # More pictures than this nobody looks at.
 MOST_PLOTS = 32

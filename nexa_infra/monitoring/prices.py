@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from nexa_infra.errors import PriceError
-from nexa_infra.runs.record import Price
+from nexa_infra.runs.prices import Price
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.fields import suggestion
 from nexa_infra.spec.job import SlurmJob

@@ -1,4 +1,7 @@
-"""The cost report: built from a run and its trials; written as JSON, Markdown, terminal text and table rows."""
+"""The cost report: built from a run and its trials; written as JSON, Markdown, terminal text and table rows.
+
+The standard library alone, for a steward builds and writes it too; reading one back takes pydantic.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,44 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
-from nexa_infra.monitoring.costs import NEVER_STARTED, CostEstimate
+from nexa_infra.monitoring.estimates import CostEstimate
+from nexa_infra.monitoring.json_text import json_text
 from nexa_infra.monitoring.report_markdown import to_markdown
-from nexa_infra.monitoring.report_model import CostReport, FailedTrial, ImageUsed, Measured, RankedTrial, RunEnd
+from nexa_infra.monitoring.report_model import (
+    LEFT_OUT,
+    CostReport,
+    Extended,
+    FailedTrial,
+    ImageUsed,
+    Measured,
+    Objective,
+    Polling,
+    RankedTrial,
+    StewardCost,
+)
 from nexa_infra.monitoring.report_terminal import to_terminal
-from nexa_infra.monitoring.report_text import money, ranges, shorten, shown
+from nexa_infra.monitoring.report_text import money, shorten, shown
+from nexa_infra.monitoring.spending import NEVER_STARTED
+from nexa_infra.runs.attempts import ENDED_BADLY, UNFINISHED, TrialState
 from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Trial
-from nexa_infra.spec.policy import Objective
+from nexa_infra.runs.endings import RunEnd
+from nexa_infra.runs.results import Trial
+from nexa_infra.spec.points import ranges, spans_of
 
-__all__ = ["CostReport", "RunEnd", "build_report", "to_json", "to_markdown", "to_table", "to_terminal"]
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+    from nexa_infra.runs.record import Run
+
+__all__ = ["CostReport", "RunEnd", "build_report", "read_report", "to_json", "to_markdown", "to_table", "to_terminal"]
+
+# The label of a run that extends another: that one's id.
+EXTENDS = "extends"
 
 MOST_RANKED = 10
 MOST_FAILED = 10
@@ -35,7 +62,7 @@ MOST_METRICS = 20
 
 _STYLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
-Row = dict[str, str | int | float | None]
+Row = dict[str, Union[str, int, float, None]]
 
 
 def build_report(
@@ -49,17 +76,25 @@ def build_report(
     job_ids: Iterable[str] = (),
     accounted: bool = False,
     measured: Measured | None = None,
+    ends: Mapping[str, int] | None = None,
+    polls: Polling | None = None,
+    steward: StewardCost | None = None,
 ) -> CostReport:
     """Build a run's report from its trials as `price_trials` has filled them in.
 
     `stderr_tails` holds the last text on standard error of trials that failed, by their index;
     `job_ids` are the run's arrays on its cluster. `accounted` says that its accounting counted them.
-    `measured` is what a training has written to metrics.jsonl.
+    `measured` is what a training has written to metrics.jsonl. `ends` are the bad ends of attempts,
+    by their kind; `polls` is what the run's scheduler was asked, `steward` what followed it
+    in place of a client.
     """
     trials = tuple(trials)
-    objective = run.config.objective
+    asked = run.config.objective
+    objective = None if asked is None else Objective(asked.metric, asked.goal)
     # A run that never started needs no list of its trials.
-    states = Counter(trial.state for trial in trials) if trials else Counter(pending=run.trials)
+    states: Counter[TrialState] = Counter({"pending": run.trials})
+    if trials:
+        states = Counter(trial.state for trial in trials)
     ran = [trial for trial in trials if trial.attempts or trial.usd]
     priced = [trial.usd for trial in ran if trial.usd is not None]
     uncounted = sum(
@@ -85,6 +120,7 @@ def build_report(
         tree=snapshot.hash if snapshot else None,
         patch=snapshot.patch if snapshot else None,
         image=_image(run),
+        extends=extended(run),
         cluster=run.cluster.name if run.cluster else None,
         job_ids=tuple(job_ids) if run.cluster else (),
         directory=run.directory,
@@ -92,6 +128,9 @@ def build_report(
         trials=len(trials) or run.trials,
         states=dict(states.most_common()),
         attempts=sum(len(trial.attempts) for trial in trials),
+        ends=dict(sorted((ends or {}).items(), key=lambda each: (-each[1], each[0]))),
+        steward=steward,
+        polls=polls,
         projected=estimate,
         prices=(run.price,),
         actual_usd=actual,
@@ -152,7 +191,7 @@ def _ranked(trial: Trial, objective: Objective | None) -> RankedTrial:
         hash=trial.hash,
         parameters=dict(trial.parameters),
         state=trial.state,
-        seconds=trial.seconds,
+        seconds=float(trial.seconds),
         usd=trial.usd,
         metric=metric,
         metric_per_usd=per_usd if per_usd is not None and math.isfinite(per_usd) else None,
@@ -195,6 +234,15 @@ def _sound(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def extended(run: Run) -> Extended | None:
+    """Say which run a run extends, and how much of its sweep had finished there."""
+    config = run.config
+    if not (name := run.labels.get(EXTENDS)) or config.kind != "sweep":
+        return None
+    finished = sum(last + 1 - first for first, last in spans_of(config.sweep.finished))
+    return Extended(run_id=name, finished=finished, trials=finished + run.trials)
+
+
 def _image(run: Run) -> ImageUsed | None:
     found = run.container
     if found is None:
@@ -204,9 +252,26 @@ def _image(run: Run) -> ImageUsed | None:
 
 def to_json(report: CostReport) -> str:
     """Write a report for programs: amounts as text, keys in the order of `CostReport`."""
-    left_out = {name for name in ("measured", "image") if getattr(report, name) is None}
-    data = report.model_dump(mode="json", exclude=left_out)
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return json_text(report, [name for name in LEFT_OUT if getattr(report, name) is None])
+
+
+def read_report(text: str | bytes) -> CostReport:
+    """Read what `to_json` has written, by an earlier version too.
+
+    Raises:
+        ValueError: it is no report.
+    """
+    data = json.loads(text)
+    if isinstance(data, dict):
+        data = {**dict.fromkeys(LEFT_OUT), "ends": {}, **data}
+    return _reader().validate_python(data)
+
+
+@lru_cache(maxsize=1)
+def _reader() -> TypeAdapter[CostReport]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(CostReport)
 
 
 def to_table(report: CostReport, trials: Iterable[Trial]) -> list[Row]:

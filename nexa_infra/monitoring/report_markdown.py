@@ -50,11 +50,15 @@ def _summary(report: CostReport) -> Iterator[str]:
     yield ""
     facts = (
         ("Trials", words.states(report)),
+        ("Ended badly", escape(words.ends(report), 400)),
+        ("Extends", escape(words.extended(report.extends) or "")),
         ("Created", words.created(report)),
         ("Code", escape(words.code_version(report) or "", 200)),
         ("Snapshot", escape(words.tree(report) or "", 200)),
         ("Image", escape(words.image(report) or "", 400)),
         ("Cluster", escape(words.jobs(report) or "", 400)),
+        ("Steward", escape(words.steward(report.steward) or "", 400)),
+        ("Polls", escape(words.polls(report.polls) or "", 400)),
         ("Directory", code(report.directory)),
         ("Prefect", link(report.flow_run_url or "")),
     )
@@ -72,9 +76,9 @@ def _metrics(report: CostReport, pictures: Mapping[str, str] | None) -> Iterator
     yield from (f"At {words.place(found)}.", "")
     header, rows = words.courses(found)
     names = [escape(each.name) for each in found.metrics]
-    table = ([name, *row] for name, row in zip(names, rows, strict=True))
+    table = ([name, *row] for name, row in zip(names, rows))
     yield from markdown_table(["Metric", *header], table, right=range(1, len(header) + 1))
-    for each, name in zip(found.metrics, names, strict=True):
+    for each, name in zip(found.metrics, names):
         if each.plot is not None and (at := each.plot if pictures is None else pictures.get(each.plot)):
             yield from ("", f"![{name} by {each.axis}]({at})")
 
@@ -136,7 +140,7 @@ def _trials(report: CostReport, trials: Sequence[RankedTrial]) -> Iterator[str]:
     if len(names) > _MOST_COLUMNS:
         names, cells = ["Parameters"], [[assignments(trial.parameters)] for trial in trials]
         limit = 200
-    lines = ([*row, *(escape(cell, limit) for cell in more)] for row, more in zip(rows, cells, strict=True))
+    lines = ([*row, *(escape(cell, limit) for cell in more)] for row, more in zip(rows, cells))
     yield from markdown_table([escape(title) for title in (*header, *names)], lines, right=range(len(header)))
 
 

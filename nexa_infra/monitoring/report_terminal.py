@@ -59,6 +59,8 @@ def _summary(report: CostReport) -> Iterator[str]:
     yield from _place("Run", report.run_id)
     if told := words.jobs(report):
         yield from _field("Cluster", told)
+    if told := words.extended(report.extends):
+        yield from _field("Extends", told)
     yield from _place("Directory", report.directory)
     if report.flow_run_url:
         yield from _place("Prefect", report.flow_run_url)
@@ -69,6 +71,12 @@ def _summary(report: CostReport) -> Iterator[str]:
         yield from _field("Image", f"{image.asked.partition('@')[0]}, by {image.runtime}")
         yield f"{' ' * 2 * _INDENT}{image.digest}"
     yield from _field("Trials", words.states(report))
+    if told := words.ends(report):
+        yield from _field("Ended badly", told)
+    if told := words.steward(report.steward):
+        yield from _field("Steward", told)
+    if told := words.polls(report.polls):
+        yield from _field("Polls", told)
 
 
 def _metrics(report: CostReport) -> Iterator[str]:
@@ -77,7 +85,7 @@ def _metrics(report: CostReport) -> Iterator[str]:
     if told := words.place(found):
         yield from ("", f"Metrics at {told}")
         header, rows = words.courses(found)
-        shown = [[*row, each.name] for row, each in zip(rows, found.metrics, strict=True)]
+        shown = [[*row, each.name] for row, each in zip(rows, found.metrics)]
         yield from text_table([*header, "Metric"], shown[:_MOST_METRICS])
         if len(shown) > _MOST_METRICS:
             yield "  The others are in the report's files."
@@ -129,11 +137,11 @@ def _rankings(report: CostReport) -> Iterator[str]:
 def _trials(report: CostReport, trials: Sequence[RankedTrial]) -> Iterator[str]:
     header, rows = words.ranking(report, trials)
     names, cells = words.parameter_columns(trials)
-    whole = [[*row, *more] for row, more in zip(rows, cells, strict=True)]
+    whole = [[*row, *more] for row, more in zip(rows, cells)]
     if fits([*header, *names], *whole):
         yield from text_table([*header, *names], whole)
     else:
-        lines = ([*row, assignments(trial.parameters)] for row, trial in zip(rows, trials, strict=True))
+        lines = ([*row, assignments(trial.parameters)] for row, trial in zip(rows, trials))
         yield from text_table([*header, "Parameters"], lines)
 
 

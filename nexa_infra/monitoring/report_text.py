@@ -7,8 +7,31 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Context, Decimal
 
-from nexa_infra.spec.fields import Value
-from nexa_infra.spec.launcher import written
+from nexa_infra.spec.points import Value, ranges, written
+
+__all__ = [
+    "COLUMNS",
+    "UNKNOWN",
+    "assignments",
+    "clean",
+    "code",
+    "counted",
+    "escape",
+    "fence",
+    "fits",
+    "link",
+    "markdown_table",
+    "measured",
+    "money",
+    "quantity",
+    "ranges",
+    "rate",
+    "shorten",
+    "shown",
+    "text_table",
+    "width",
+    "wrap",
+]
 
 COLUMNS = 80
 UNKNOWN = "unknown"
@@ -65,17 +88,6 @@ def counted(number: int, noun: str) -> str:
 def measured(value: float | None) -> str:
     """Write a metric: six significant digits."""
     return "" if value is None else f"{value:.6g}"
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Write ascending numbers as Slurm does: `3,7-9`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def shown(value: Value) -> str:
@@ -166,7 +178,7 @@ def wrap(text: str, limit: int, *, lines: int = 8) -> list[str]:
 
 def fits(*lines: Sequence[str]) -> bool:
     """Say whether a table fits a terminal with no cell shortened."""
-    return sum(2 + max(width(clean(cell)) for cell in column) for column in zip(*lines, strict=True)) <= COLUMNS
+    return sum(2 + max(width(clean(cell)) for cell in column) for column in zip(*lines)) <= COLUMNS
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -175,10 +187,10 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator
     least = 8  # cells of the last column, at any rate
     most = COLUMNS if fits(*lines) else (COLUMNS - least) // len(header) - 2
     cells = [[shorten(cell, most) for cell in line[:-1]] for line in lines]
-    sizes = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    sizes = [max(map(width, column)) for column in zip(*cells)]
     room = COLUMNS - sum(sizes) - 2 * len(header)
-    for line, row in zip(lines, cells, strict=True):
-        padded = (" " * (2 + size - width(cell)) + cell for cell, size in zip(row, sizes, strict=True))
+    for line, row in zip(lines, cells):
+        padded = (" " * (2 + size - width(cell)) + cell for cell, size in zip(row, sizes))
         yield f"{''.join(padded)}  {shorten(line[-1], room)}".rstrip()
 
 

@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from nexa_infra.monitoring.report_model import CostReport, FailedTrial, Measured, MeasuredMetric, RankedTrial
+from nexa_infra.monitoring.report_model import (
+    CostReport,
+    Extended,
+    FailedTrial,
+    Measured,
+    MeasuredMetric,
+    Polling,
+    RankedTrial,
+    StewardCost,
+)
 from nexa_infra.monitoring.report_text import UNKNOWN, clean, counted, measured, money, quantity, rate, shown
-from nexa_infra.runs.record import Price
-from nexa_infra.runs.results import ENDED_BADLY
+from nexa_infra.runs.attempts import ENDED_BADLY
+from nexa_infra.runs.prices import Price
 from nexa_infra.runs.series import number
 from nexa_infra.spec.walltime import format_walltime
+
+# How attempts end badly: one of them, several.
+_ENDS = {
+    "failed": ("error of the program itself", "errors of the program itself"),
+    "out_of_memory": ("out of memory", "out of memory"),
+    "timeout": ("timeout", "timeouts"),
+    "deadline": ("missed deadline", "missed deadlines"),
+    "preempted": ("preemption", "preemptions"),
+    "node_fail": ("node crash", "node crashes"),
+    "interrupted": ("interruption", "interruptions"),
+}
 
 HOW_TO_RANK = "To see the best trials, name a metric: objective: {metric: accuracy, goal: max}"
 
@@ -28,6 +48,32 @@ def states(report: CostReport) -> str:
     """Say how many trials are in which state: `12: 10 completed, 2 failed`."""
     told = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in report.states.items())
     return f"{report.trials:,}: {told}" if told else "0"
+
+
+def ends(report: CostReport) -> str:
+    """Say how often attempts ended badly, and in what ways: `1 timeout, 2 node crashes`; empty where none did."""
+    return ", ".join(f"{number:,} {_ENDS.get(kind, (kind, kind))[number != 1]}" for kind, number in report.ends.items())
+
+
+def steward(found: StewardCost | None) -> str | None:
+    """Say what a run's steward has cost."""
+    if found is None:
+        return None
+    lives = "1 life" if found.lives == 1 else f"{found.lives:,} lives"
+    return f"{money(found.usd)}, {lives}, besides the trials"
+
+
+def polls(found: Polling | None) -> str | None:
+    """Say how often the scheduler was asked about the run."""
+    if found is None:
+        return None
+    calls = dict(found.calls)
+    told = [counted(calls.pop("polls", 0), "poll")]
+    shared, squeue = calls.pop("shared", 0), calls.pop("squeue", 0)
+    with_others = f" ({counted(shared, 'answer')} shared with other runs)" if shared else ""
+    told.append(f"{counted(squeue, 'squeue call')}{with_others}")
+    told.extend(f"{number:,} {clean(name)}" for name, number in calls.items() if number)
+    return f"every {found.period:g} s at the least: {', '.join(told)}"
 
 
 def created(report: CostReport) -> str:
@@ -50,6 +96,11 @@ def image(report: CostReport) -> str | None:
     digest = "" if found.digest in found.image else f" ({found.digest})"
     asked = "" if found.asked == found.image else f", asked for as {found.asked}"
     return f"{found.image}{digest}{asked}, by {found.runtime}"
+
+
+def extended(found: Extended | None) -> str | None:
+    """Say which run is extended, and how much of the sweep had finished there."""
+    return None if found is None else f"{found.run_id}: {found.finished:,} of {found.trials:,} trials finished there"
 
 
 def unit(price: Price) -> str:
@@ -223,4 +274,4 @@ def ranking(report: CostReport, trials: Sequence[RankedTrial]) -> tuple[list[str
     if any(trial.metric_per_usd is not None for trial in trials):
         per_usd = ["" if trial.metric_per_usd is None else quantity(trial.metric_per_usd) for trial in trials]
         columns.append(("Per USD", per_usd))
-    return [title for title, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+    return [title for title, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns))]

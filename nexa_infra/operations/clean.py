@@ -33,7 +33,8 @@ from nexa_infra.operations.manage import home
 from nexa_infra.operations.sync import snapshots_locked
 from nexa_infra.runs.directory import RunDirectory
 from nexa_infra.runs.index import known_runs, run_at
-from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import read_submissions
 
 # What was used this short a time ago may belong to a run that is just being made, whatever a person asks for.
 GRACE_SECONDS = 300.0

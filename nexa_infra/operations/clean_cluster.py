@@ -259,7 +259,7 @@ def leftovers_on(cluster: Cluster, host: Host, older: float) -> tuple[list[Lefto
         what = f"{host.name} did not tell what is in {printable(cluster.workdir)}"
         raise HostError(f"{what}: does it have GNU find, awk and xargs?")
     try:
-        rows = read_answer(found[queue], "nexa-")
+        rows = read_answer(found[queue], "nexa-").rows
     except UnknownStateError as error:
         raise UnknownStateError(f"nothing is removed from {printable(cluster.workdir)}: {error}") from error
     looked = read_workdir(found[files][0], found[links][0], found[wants][0], rows)

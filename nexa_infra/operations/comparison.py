@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from nexa_infra.monitoring.report_text import assignments, counted, measured, money, quantity, shorten, text_table
 from nexa_infra.operations import steps
-from nexa_infra.operations.endings import ending
+from nexa_infra.runs.endings import ending
 from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import Trial
 from nexa_infra.spec.fields import Value

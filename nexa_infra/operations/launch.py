@@ -10,12 +10,15 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.errors import ConfigError, DetachedError, NexaError, Problem, SubmitError
 from nexa_infra.hosts.connections import host_of, kept_open
+from nexa_infra.monitoring import report_words as words
+from nexa_infra.monitoring.report import extended
 from nexa_infra.operations import steps
 from nexa_infra.operations.endings import ending
 from nexa_infra.operations.fetch import fetch
@@ -25,7 +28,8 @@ from nexa_infra.operations.steps import AnyCluster
 from nexa_infra.operations.voice import heard, speaker
 from nexa_infra.runs.artifact import ArtifactMeta, read_artifact
 from nexa_infra.runs.directory import mark_cancelled
-from nexa_infra.runs.record import Run, Submission
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission
 from nexa_infra.scheduling.base import Admission
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts, preview_batch, submitted_batch
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
@@ -144,6 +148,8 @@ def preview(run: Run) -> SlurmBatchArtifacts:
             if run.cluster is not None:
                 raise
             said = Admission(notes=(str(error),))  # it may be meant for another machine
+        if told := extended(run):
+            said = replace(said, notes=(f"extends {words.extended(told)}", *said.notes))
         return preview_batch(run, steps.estimate_cost(run), said)
 
 

@@ -14,16 +14,19 @@ from pydantic import ValidationError
 
 from nexa_infra.errors import HostError, NexaError, UnknownStateError
 from nexa_infra.hosts.connections import host_of
-from nexa_infra.monitoring.costs import seconds_of, unit_seconds
-from nexa_infra.monitoring.report import CostReport, to_json
+from nexa_infra.monitoring.report import CostReport, read_report, to_json
+from nexa_infra.monitoring.spending import seconds_of, unit_seconds
 from nexa_infra.operations import steps
 from nexa_infra.operations.containers import bring_image
-from nexa_infra.operations.endings import how_ended
 from nexa_infra.operations.measured import progress_of
+from nexa_infra.runs.attempts import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
+from nexa_infra.runs.endings import how_ended
 from nexa_infra.runs.index import Entry, find_run, known_runs, run_at
-from nexa_infra.runs.record import Run, read_submissions
-from nexa_infra.runs.results import ENDED_BADLY, UNFINISHED, Attempt, TrialState, read_states
+from nexa_infra.runs.record import Run
 from nexa_infra.runs.series import Progress
+from nexa_infra.runs.submissions import read_submissions
+from nexa_infra.scheduling.arrays import shares
+from nexa_infra.scheduling.policies import slots_of
 from nexa_infra.scheduling.slurm.scheduler import charges_of
 from nexa_infra.scheduling.submit import submit_trials
 
@@ -100,7 +103,7 @@ def report_of(run: Run, tell: Callable[[str], None] | None = None) -> CostReport
         if tell is None or not run.files.report_json.exists():
             raise
         tell(f"this is the report as it was last written here: {error}")
-        return CostReport.model_validate_json(run.files.report_json.read_bytes())
+        return read_report(run.files.report_json.read_bytes())
     found = steps.build(run, trials)
     if not _says(run, to_json(found)) and not steps.scheduler_of(run).poll(run).active:
         # A run that somebody else owns, or a disk that is full, can be read all the same.
@@ -162,6 +165,24 @@ def cancel(name: str, reason: str = "cancelled by hand") -> Run:
     return run
 
 
+def throttle(name: str, most: int | None) -> Run:
+    """Let no more than so many trials of a run be at work at once from now on; None is as many as there is room for.
+
+    Raises:
+        NexaError: the run has ended, or `most` is below 1.
+    """
+    if most is not None and most < 1:
+        raise NexaError(f"{most} trials at once is none at all: give 1 or more, or `off` for no limit")
+    run = find(name)
+    scheduler = steps.scheduler_of(run)
+    queue = scheduler.poll(run, fresh=True)
+    if not queue.active:
+        raise NexaError(f"run {run.id} is not running, so there is nothing to throttle")
+    scheduler.keep_throttle(run, "off" if most is None else str(most))
+    scheduler.throttle(run, shares(queue.arrays, slots_of(run)))
+    return run
+
+
 def find_by_token(token: str) -> Run | None:
     """Find the run whose id ends with a token; None where there is none."""
     found = [entry for entry in known_runs(home()) if entry.id.endswith(f"-{token}")]
@@ -179,8 +200,8 @@ def _as_reported(run: Run) -> Status | None:
         touched = [files.submissions, files.status, files.path / "cancelled", *files.submissions.glob("*.journal")]
         if any(path.stat().st_mtime_ns >= written for path in touched if path.exists()):
             return None
-        found = CostReport.model_validate_json(files.report_json.read_bytes())
-    except (OSError, ValidationError):
+        found = read_report(files.report_json.read_bytes())
+    except (OSError, ValueError):
         return None
     if run.cluster is not None and found.end == "unfinished":
         return None  # its client has left it: it may have gone on since

@@ -11,9 +11,10 @@ from nexa_infra.monitoring.measured import measure
 from nexa_infra.monitoring.plots import draw_all
 from nexa_infra.monitoring.report import CostReport
 from nexa_infra.monitoring.report_model import Measured
+from nexa_infra.runs.attempts import Attempt, read_attempts
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, Trial, read_attempts
+from nexa_infra.runs.results import Trial
 from nexa_infra.runs.series import MetricsLog, Progress, glance, read_log
 from nexa_infra.scheduling.vitals import health_of
 

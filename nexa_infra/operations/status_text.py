@@ -11,9 +11,9 @@ from nexa_infra.monitoring.report_text import COLUMNS, assignments, clean, money
 from nexa_infra.operations import steps
 from nexa_infra.operations.endings import last_words
 from nexa_infra.operations.manage import Status
+from nexa_infra.runs.attempts import ENDED_BADLY
 from nexa_infra.runs.index import Entry
-from nexa_infra.runs.record import read_submissions
-from nexa_infra.runs.results import ENDED_BADLY
+from nexa_infra.runs.submissions import read_submissions
 
 _HEADER = ("Run", "End", "Done", "Failed", "USD", "Age")
 _MOST_FAILED = 5
@@ -98,9 +98,13 @@ def _submissions(status: Status) -> Iterator[str]:
     if len(found) > _MOST_SUBMISSIONS:
         yield f"  … {len(found) - _MOST_SUBMISSIONS:,} earlier ones"
     for each in found[-_MOST_SUBMISSIONS:]:
-        job = f"array {each.job_id}" if each.job_id else "not answered"
+        job = f"array {each.job_id}" if each.job_id else _VOID.get(each.void or "", "not answered")
         trials = f"{each.trials:,} trial{'' if each.trials == 1 else 's'}"
+        trials += f", {each.pack} a task" if each.pack > 1 else ""
         yield f"  {each.number:>3}  {each.created_at:%Y-%m-%d %H:%M:%S} UTC  {job}  {each.array}  {trials}"
+
+
+_VOID = {"full": "the queue was full", "lost": "given up: nowhere to be found"}
 
 
 def _failed(status: Status) -> Iterator[str]:

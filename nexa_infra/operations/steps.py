@@ -8,8 +8,10 @@ import platform
 import re
 import secrets
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -30,26 +32,36 @@ from nexa_infra.errors import (
 )
 from nexa_infra.hosts.base import retried
 from nexa_infra.hosts.connections import host_of
-from nexa_infra.monitoring.costs import CostEstimate, estimate_run, price_trials
+from nexa_infra.monitoring.estimates import CostEstimate, estimate_run
 from nexa_infra.monitoring.prices import PriceBook, price_for
 from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown
+from nexa_infra.monitoring.report_model import Polling, StewardCost
 from nexa_infra.monitoring.report_text import money
+from nexa_infra.monitoring.spending import price_trials
 from nexa_infra.operations.containers import bring_image
-from nexa_infra.operations.endings import ending, explained, failed, failure, last_words
+from nexa_infra.operations.endings import failure
 from nexa_infra.operations.measured import measured_of, write_plots
 from nexa_infra.operations.sync import repository_of, sync_repository
 from nexa_infra.operations.tracking import Tracked, log_to_mlflow
+from nexa_infra.operations.unattended import check_nodes, hold_budget, refuse_here, write_steward
 from nexa_infra.runs.artifact import write_artifact
 from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.runs.endings import ending, explained, failed, last_words
 from nexa_infra.runs.index import register
-from nexa_infra.runs.record import Run, Submission, read_submissions, write_run
+from nexa_infra.runs.record import Run, write_run
 from nexa_infra.runs.results import Trial, read_trials, write_results
+from nexa_infra.runs.submissions import Submission, read_submissions
+from nexa_infra.scheduling.act import stop
 from nexa_infra.scheduling.base import Admission, Scheduler
+from nexa_infra.scheduling.budget import stewarded
+from nexa_infra.scheduling.counts import polls_of
+from nexa_infra.scheduling.history import ends_of
 from nexa_infra.scheduling.local import LocalScheduler
+from nexa_infra.scheduling.policies import write_limits
 from nexa_infra.scheduling.script import script_of, write_script
 from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
 from nexa_infra.scheduling.submit import submit_run
-from nexa_infra.scheduling.watch import Poll, follow, stop
+from nexa_infra.scheduling.watch import Poll, follow
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.launcher import Launcher
@@ -73,6 +85,7 @@ def plan(
     catalog: Catalog | None = None,
     moment: datetime | None = None,
     token: str | None = None,
+    narrowed: Callable[[SweepConfig | TrainingConfig], SweepConfig] | None = None,
 ) -> Run:
     """Read and check what is asked, price it, and give it an id; nothing is written.
 
@@ -81,7 +94,8 @@ def plan(
     config's own limit. `distributed` starts the script by torchrun, one process a GPU, or plainly;
     unset, as the launcher says. `catalog` stands in for the file that the config's container names.
     `moment` and `token` make the run's id, for a caller that may have to
-    plan the same run again; unset, now and four random digits.
+    plan the same run again; unset, now and four random digits. `narrowed` may make of what was read a
+    sweep of fewer trials, before anything is asked about it.
 
     Raises:
         ConfigError: the config, or its GPU type, is not understood.
@@ -99,6 +113,8 @@ def plan(
         loaded = loaded.model_copy(update={"budget": Budget(limit_usd=_usd("budget_usd", budget_usd))})
     if distributed is not None:
         loaded = _distributed(loaded, distributed, file)
+    if narrowed is not None:
+        loaded = narrowed(loaded)
     now = moment or datetime.now(UTC)
     try:
         price = price_for(loaded.job, where, book)
@@ -123,9 +139,10 @@ def plan(
         versions={"nexa-infra": version("nexa-infra"), "python": platform.python_version()},
         labels=dict(labels or {}),
     )
+    refuse_here(run)
     if price.unit == "billing-hour":
         # What is billed is the cluster's to say, and frozen with the price.
-        return run.model_copy(update={"price": price.model_copy(update={"units": check(run).billing})})
+        return run.model_copy(update={"price": replace(price, units=check(run).billing)})
     return run
 
 
@@ -175,6 +192,10 @@ def admit(run: Run, estimate: CostEstimate) -> Admission:
         SubmitError: the cluster cannot run it.
         HostError: the cluster cannot be reached.
     """
+    if run.config.unattended:
+        said = check(run)
+        hold_budget(run, said)
+        return said
     _hold_budget(run, estimate)
     return check(run)
 
@@ -183,6 +204,8 @@ def check(run: Run) -> Admission:
     """Ask where the run would execute whether it can; once a process, for `render` needs the answer, too."""
     if run.id not in _admissions:
         _admissions[run.id] = scheduler_of(run).check(run)
+        if run.config.unattended:
+            check_nodes(run)
     return _admissions[run.id]
 
 
@@ -247,6 +270,9 @@ def render(run: Run) -> Run:
     write_script(run.files, script)
     if not run.files.code.is_symlink():
         run.files.code.symlink_to(run.snapshot.path, target_is_directory=True)
+    write_limits(run, said)
+    if run.config.unattended:
+        write_steward(run, said)
     write_run(run)
     scheduler_of(run).prepare(run)
     register(home(), run)
@@ -307,6 +333,7 @@ def build(run: Run, trials: Sequence[Trial]) -> CostReport:
     if bad:
         scheduler_of(run).bring_words(run, [(trial.index, trial.attempt) for trial in bad])
     tails = {trial.index: last_words(run, trial.index, trial.attempt) for trial in bad}
+    polls = polls_of(run)
     return build_report(
         run,
         trials,
@@ -317,7 +344,23 @@ def build(run: Run, trials: Sequence[Trial]) -> CostReport:
         job_ids=[each.job_id for each in read_submissions(run.files) if each.job_id],
         accounted=bool(charges_of(run)),
         measured=measured_of(run, trials),
+        ends=_bad_ends(run, trials),
+        steward=None if (spent := stewarded(run)) is None else StewardCost(spent.lives, spent.usd),
+        polls=None if polls is None else Polling(polls.period, polls.calls),
     )
+
+
+def _bad_ends(run: Run, trials: Sequence[Trial]) -> Mapping[str, int]:
+    """Count the attempts that ended badly, by how."""
+    attempts = {trial.index: trial.attempts for trial in trials}
+    found: Counter[str] = Counter()
+    for each in ends_of([trial.state for trial in trials], attempts, scheduler_of(run).ends(run)).values():
+        found.update(each)
+    if run.cluster is None:
+        # Here nothing gives way to others, and no node goes: an end like that is the client's own.
+        for kind in ("node_fail", "preempted"):
+            found["interrupted"] += found.pop(kind, 0)
+    return +found
 
 
 def report(run: Run, trials: Sequence[Trial]) -> CostReport:
@@ -384,8 +427,8 @@ def cancel(run: Run, reason: str) -> None:
 def scheduler_of(run: Run) -> Scheduler:
     """Return what runs the run's arrays."""
     if run.cluster is not None:
-        return SlurmScheduler(host_of(run.cluster))
-    return LocalScheduler(kill_wait=settings().kill_wait)
+        return SlurmScheduler(host_of(run.cluster), settings().patience, settings().grace_seconds)
+    return LocalScheduler(settings().kill_wait, settings().patience)
 
 
 def ends_with_client(run: Run) -> bool:

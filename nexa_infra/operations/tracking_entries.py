@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nexa_infra.runs.results import ENDED_BADLY
+from nexa_infra.runs.attempts import ENDED_BADLY
 from nexa_infra.runs.series import read_log
 from nexa_infra.scheduling.trackers import tags_of, trial_name
 from nexa_infra.spec.launcher import written

@@ -6,15 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from nexa_infra.errors import HostError
 from nexa_infra.hosts.connections import host_of
+from nexa_infra.runs.attempts import Attempt, read_attempts
 from nexa_infra.runs.directory import RunDirectory
+from nexa_infra.runs.log import LogReader, later
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, read_attempts
 
 # Called with whole lines, in a thread of its own.
 Say = Callable[[Sequence[str]], None]
@@ -28,7 +29,6 @@ GATHER_SECONDS = 0.5
 LAST_SECONDS = 5.0
 # A line longer than this is cut: nobody reads it.
 MOST_LINE = 4096
-_PIECE = 1 << 16
 
 
 @asynccontextmanager
@@ -93,26 +93,29 @@ def _pieces(run: Run, attempt: int, stop: threading.Event) -> Iterator[tuple[int
 
 
 def _pieces_here(paths: Sequence[Path]) -> Generator[tuple[int, bytes], None, None]:
-    offsets = dict.fromkeys(paths, 0)
-    while True:
-        quiet = True
-        for file, path in enumerate(paths):
-            with suppress(OSError), path.open("rb") as stream:
-                stream.seek(offsets[path])
-                while piece := stream.read(_PIECE):
-                    offsets[path] += len(piece)
-                    quiet = False
-                    yield file, piece
-        yield 0, b""
-        if quiet:
-            time.sleep(GATHER_SECONDS)
+    with ExitStack() as held:
+        readers = [LogReader(path) for path in paths]
+        for reader in readers:
+            held.callback(reader.close)
+        while True:
+            quiet = True
+            for file, reader in enumerate(readers):
+                with suppress(OSError):
+                    for piece in reader.new():
+                        quiet = False
+                        yield file, piece
+            yield 0, b""
+            if quiet:
+                time.sleep(GATHER_SECONDS)
 
 
 def _pieces_there(run: Run, paths: Sequence[Path]) -> Generator[tuple[int, bytes], None, None]:
     start = "+1"
     while True:
         try:
-            argv = ["tail", "-q", "-c", start, "-F", "--", *map(str, paths)]
+            # The last part of a log that outgrows its limit is a file of its own.
+            files = [str(file) for path in paths for file in (path, later(path)[1])]
+            argv = ["tail", "-q", "-c", start, "-F", "--", *files]
             with closing(host_of(run.cluster).stream(argv, every=GATHER_SECONDS)) as pieces:
                 for piece in pieces:
                     yield 0, piece

@@ -12,8 +12,11 @@ from nexa_infra.provisioning.check import ASK_FOR, Check, numbers
 from nexa_infra.provisioning.here import check_here
 from nexa_infra.provisioning.inspect import Inspection, Partition, inspect
 from nexa_infra.provisioning.login_node import check_clock, check_containers, check_tools, check_workdir
+from nexa_infra.scheduling.slurm.client import SlurmClient
+from nexa_infra.scheduling.slurm.probe import NodeAbilities, probe
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.fields import suggestion
+from nexa_infra.spec.job import SlurmJob
 
 __all__ = ["Check", "check_cluster", "check_here"]
 
@@ -23,19 +26,32 @@ _SHOWN = 8
 
 
 def check_cluster(cluster: Cluster, host: Host) -> Iterator[Check]:
-    """Look at a cluster from its login node, in one round trip; `host` is where its commands run.
+    """Look at a cluster from its login node, and from inside a test job; `host` is where its commands run.
 
-    A host that is not reached is one failed line, with nothing after it: nothing is raised.
+    That is two round trips, the second as long as the job waits for its start, a minute at most. A host that
+    is not reached is one failed line, with nothing after it: nothing is raised.
     """
+    for check in _look(cluster, host):
+        # A sick machine's own words may hold anything.
+        yield Check(check.name, check.fine, clean(check.found), clean(check.remedy))
+
+
+def _look(cluster: Cluster, host: Host) -> Iterator[Check]:
     try:
         found = inspect(host, cluster)
     except HostError as error:
         yield _unreached(str(error))
         return
     for look in _LOOKS:
-        for check in look(found):
-            # A sick machine's own words may hold anything.
-            yield Check(check.name, check.fine, clean(check.found), clean(check.remedy))
+        yield from look(found)
+    if not _takes_a_job(found):
+        return  # why was told above
+    try:
+        abilities = probe(SlurmClient(host), cluster, SlurmJob())
+    except HostError as error:
+        yield Check("unattended", True, f"unknown: {error}", "ask again")
+    else:
+        yield from _unattended(abilities)
 
 
 # HostErrors end in what to do, where they know it.
@@ -294,6 +310,31 @@ def _nodes(found: Inspection) -> Iterator[Check]:
         yield Check("GPUs", True, f"{', '.join(texts)} in {'every partition' if everywhere else _few(parts)}")
     if not places:
         yield Check("GPUs", True, "Slurm knows of none")
+
+
+def _takes_a_job(found: Inspection) -> bool:
+    submit, made = found.answer("submit"), found.answer("make")
+    # A refusal that is not known may be of what the small job did not ask for, such as its time.
+    barred = not submit.works and any(refused in submit.words for refused in _REFUSED)
+    return submit.outcome == "ran" and made.works and not barred
+
+
+def _unattended(abilities: NodeAbilities) -> Iterator[Check]:
+    """Tell of what `unattended: true` needs of the nodes; to do without hinders nothing else."""
+    if abilities.shared is False:
+        yield Check("workdir", False, abilities.why, abilities.remedy)
+    elif abilities.may_submit is None:
+        yield Check("unattended", True, f"unknown: {abilities.why}", abilities.remedy)
+    elif abilities.able:
+        asked = f"asked on {abilities.node} in {abilities.partition}"
+        yield Check("unattended", True, f"compute nodes may submit jobs ({asked})")
+        yield Check("unattended", True, f"Python for the steward: {abilities.python} {abilities.version}")
+    else:
+        *first, last = abilities.problems
+        for problem in first:
+            yield Check("unattended", True, f"no: {problem}")
+        remedy = "till then `unattended: true` is refused here; nothing else is"
+        yield Check("unattended", True, f"no: {last}", remedy)
 
 
 def _range(numbers: list[int]) -> str:

@@ -107,6 +107,26 @@ class RunDirectory:
         return self.path / "cancelled"
 
     @property
+    def limits(self) -> Path:
+        """What its cluster allows: how large an array may be, and a queue."""
+        return self.path / "limits.json"
+
+    @property
+    def throttle(self) -> Path:
+        """How many trials may run at once, by a person's last word: a number, or `off`."""
+        return self.path / "throttle"
+
+    @property
+    def reopened(self) -> Path:
+        """When a person last let the run go on after it had ended."""
+        return self.path / "reopened"
+
+    @property
+    def polls(self) -> Path:
+        """How often the scheduler was asked, a line of JSON for each client that has followed the run."""
+        return self.path / "polls.jsonl"
+
+    @property
     def refused(self) -> Path:
         """Present where the run was refused; it holds the reason."""
         return self.path / "refused"
@@ -176,3 +196,8 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open a trial's file, which may be anything: a pipe must not hold up whoever reads it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -89,16 +89,15 @@ def read_gang(records: Iterable[tuple[int, str]]) -> Gang:
             # What a crash tore has no newline, so the next line stands behind it, on the same one.
             words = line[max(0, *(line.rfind(word) for word in _WORDS)) :].split("\t")
             try:
-                match words:
-                    case ["node", name, _, met]:
-                        nodes[number] = name
-                        endpoint = met or endpoint
-                    case ["start", rank, restart, _, _]:
-                        restarts = max(restarts, int(restart))
-                        started.add(int(rank))
-                    case ["end", rank, restart, code, moment] if math.isfinite(float(moment)):
-                        node = nodes.get(number, "?")
-                        ends.append(RankEnd(int(rank), int(restart), node, int(code), float(moment)))
+                if words[0] == "node" and len(words) == 4:
+                    nodes[number] = words[1]
+                    endpoint = words[3] or endpoint
+                elif words[0] == "start" and len(words) == 5:
+                    restarts = max(restarts, int(words[2]))
+                    started.add(int(words[1]))
+                elif words[0] == "end" and len(words) == 5 and math.isfinite(float(words[4])):
+                    node = nodes.get(number, "?")
+                    ends.append(RankEnd(int(words[1]), int(words[2]), node, int(words[3]), float(words[4])))
             except ValueError:
                 continue
     ends.sort(key=lambda end: end.moment)

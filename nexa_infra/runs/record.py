@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nexa_infra.errors import NexaError
 from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.runs.prices import Price
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.container import ContainerSettings, Mount, RuntimeName
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
+
+__all__ = ["Config", "Container", "Price", "Record", "Run", "Snapshot", "read_run", "write_run"]
 
 Config = Annotated[SweepConfig | TrainingConfig, Field(discriminator="kind")]
 
@@ -22,20 +24,6 @@ class Record(BaseModel):
     """A frozen part of a run's record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Price(Record):
-    """What an hour of something costs, and who says so; a `billing-hour` is Slurm's, by a partition's weights."""
-
-    item: str = Field(description="the GPU's type as the price book spells it, or `cpu`")
-    unit: Literal["gpu-hour", "core-hour", "billing-hour"]
-    usd_per_hour: Decimal
-    provider: str
-    source: str
-    date: str = Field(description="the day that the price was read, ISO 8601")
-    units: int | None = Field(
-        default=None, description="units that one job is billed for, where a cluster weighs what it holds"
-    )
 
 
 class Snapshot(Record):
@@ -66,20 +54,6 @@ class Container(Record):
     settings: ContainerSettings = Field(default=ContainerSettings(), description="the target's and the config's")
     mounts: tuple[Mount, ...] = Field(default=(), description="volumes and mounts, checked; the run's own come besides")
     auth_file: str | None = Field(default=None, description="a login for the registry, where the trials run")
-
-
-class Submission(Record):
-    """One array that was asked of the scheduler: an intent first, its answer added afterwards."""
-
-    number: int = Field(description="1, 2, … in the run")
-    token: str = Field(description="the job's name, `nexa-<run>-<number>`; it makes the submission unique")
-    trials: int = Field(description="how many trials the array runs")
-    array: str = Field(description="sbatch's --array, such as 0-11%2")
-    chunk: int = 0
-    chunks: int = 1
-    listed: str | None = Field(default=None, description="a file of `trial attempt` lines in the run directory")
-    created_at: datetime
-    job_id: str | None = Field(default=None, description="the scheduler's answer")
 
 
 class Run(Record):
@@ -137,35 +111,3 @@ def read_run(path: Path) -> Run:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise NexaError(f"{record} is not a run's record of this version: {where}: {first['msg']}") from error
-
-
-def write_submission(directory: RunDirectory, submission: Submission) -> None:
-    """Record a submission: its intent before it is asked for, its id once there is an answer."""
-    write_atomically(directory.submission(submission.number), submission.model_dump_json(indent=2) + "\n")
-
-
-def read_submissions(directory: RunDirectory) -> list[Submission]:
-    """Read a run's submissions, in order.
-
-    Raises:
-        NexaError: one of them is damaged; the message names its file.
-    """
-    found = (_read_submission(path) for path in directory.submissions.glob("*.json"))
-    return sorted(found, key=lambda submission: submission.number)
-
-
-def _read_submission(path: Path) -> Submission:
-    try:
-        return Submission.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise NexaError(f"{path} is damaged: {where}{': ' if where else ''}{first['msg']}") from error
-
-
-def trials_of(directory: RunDirectory, submission: Submission) -> list[tuple[int, int]]:
-    """Return the trial and the attempt of each array task of a submission, in order."""
-    if submission.listed is None:
-        return [(task * submission.chunks + submission.chunk, 1) for task in range(submission.trials)]
-    lines = (directory.path / submission.listed).read_text().splitlines()
-    return [(int(trial), int(attempt)) for trial, attempt in (line.split() for line in lines)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nexa_infra.runs.results import without_waiting
+from nexa_infra.runs.directory import without_waiting
 
 AXES = ("step", "epoch", "iteration")
 LINE = "line"  # the axis of a log whose lines do not say where they stand

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from nexa_infra.runs.record import Run, Submission
-from nexa_infra.runs.results import TaskState
+from nexa_infra.runs.attempts import TaskState
+from nexa_infra.scheduling.arrays import Array, Throttle
+
+if TYPE_CHECKING:
+    from nexa_infra.runs.record import Run
+    from nexa_infra.runs.submissions import Submission
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Queue:
     ended: dict[str, int] = field(default_factory=dict)  # the scheduler's state -> array tasks
     notes: tuple[str, ...] = ()  # why what waits does not start, where a person should know
     stuck: str | None = None  # why nothing of it can ever start as it is
+    arrays: tuple[Array, ...] = ()  # those that wait or run, in the order of their submission
+    queued: int | None = None  # array tasks of this user that wait or run there, other runs' too
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,18 @@ class Admission:
     gpu: str | None = None  # the site's own name for the GPU that is asked for
     billing: int | None = None  # the billing units of one trial, by the partition's weights
     walltime: str | None = None  # the partition's limit, where a chain's job asks for more
+    array_size: int | None = None  # array tasks that one array may have
+    queue_size: int | None = None  # array tasks of this user that may wait or run at once
+    over_seconds: int = 0  # how long what is over its walltime may go on until it is ended
+    pack: int | None = None  # trials in turn that the partition's limit leaves room for
 
 
 class Scheduler(Protocol):
     """Where arrays are submitted."""
+
+    @property
+    def patience(self) -> float:
+        """How long one that does not answer is waited for, seconds."""
 
     def check(self, run: Run) -> Admission:
         """Ask whether the run can run as it is; nothing is changed anywhere.
@@ -53,6 +67,7 @@ class Scheduler(Protocol):
         that this intent will never run anything, so that a new one is safe.
 
         Raises:
+            QueueFullError: nothing was taken, for the queue takes no more of this size now.
             SubmitError: it was refused, or what became of it is not known; the message carries the scheduler's words.
         """
 
@@ -62,8 +77,10 @@ class Scheduler(Protocol):
     def settle(self, run: Run, submission: Submission) -> Submission | None:
         """Say what became of an intent whose answer was never recorded; None where it will never run anything."""
 
-    def poll(self, run: Run) -> Queue:
+    def poll(self, run: Run, *, fresh: bool = False) -> Queue:
         """Say how the run's arrays stand, once what they have written is here.
+
+        What another run was told a moment ago may do, unless it is to be `fresh`.
 
         Raises:
             UnknownStateError: the scheduler cannot say.
@@ -72,6 +89,21 @@ class Scheduler(Protocol):
 
     def tasks(self, run: Run) -> dict[int, TaskState]:
         """Say how each trial's newest array task stood at the last poll: trial -> state."""
+
+    def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
+        """Say how attempts have ended, by the scheduler's word: (trial, attempt) -> state, where it has one."""
+
+    def counts(self, run: Run) -> Mapping[str, int]:
+        """Return how often the scheduler was asked about the run by this process, by what was asked."""
+
+    def throttle(self, run: Run, changes: Sequence[Throttle]) -> None:
+        """Let more, or fewer, tasks of arrays run at once."""
+
+    def keep_steward(self, run: Run) -> None:
+        """See to it that the run has a steward, which follows it without a client."""
+
+    def keep_throttle(self, run: Run, word: str) -> None:
+        """Record how many trials may run at once, a number or `off`, for everybody who follows the run."""
 
     def cancel(self, run: Run) -> None:
         """End everything of the run, and return once it has ended."""

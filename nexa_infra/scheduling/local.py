@@ -10,18 +10,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nexa_infra.errors import SubmitError
-from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
-from nexa_infra.runs.results import TaskState
+from nexa_infra.runs.attempts import TaskState
+from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission, read_submissions, trials_of
 from nexa_infra.scheduling import supervisor
+from nexa_infra.scheduling.arguments import pack_rounds, script_arguments
+from nexa_infra.scheduling.arrays import Throttle
 from nexa_infra.scheduling.base import Admission, Queue
 from nexa_infra.scheduling.needs import lacking_here
+from nexa_infra.scheduling.script import warns
 from nexa_infra.spec.job import SlurmJob
 
 
@@ -33,6 +37,7 @@ class LocalScheduler:
     """
 
     kill_wait: float = 3.0
+    patience: float = 14400.0
 
     def submit(self, run: Run, submission: Submission) -> Submission | None:
         """Start a supervisor for the array; see `Scheduler.submit`."""
@@ -40,15 +45,20 @@ class LocalScheduler:
         sweep_up(directory)
         job = run.config.job
         gpus = visible_gpus()
-        arguments = [str(submission.chunk), str(submission.chunks), *([submission.listed] if submission.listed else [])]
+        limit = job.walltime.total_seconds() if job.walltime else None
+        if limit is not None and submission.pack > 1:  # the script holds each of its trials to the limit
+            limit = pack_rounds(job, submission.pack) * limit + 60
         order = {
             "script": str(directory.script),
-            "arguments": arguments,
+            "arguments": script_arguments(submission),
             "environment": _environment(run, submission),
-            "tasks": submission.trials,
+            "tasks": submission.tasks,
             "parallel": parallelism(job, gpus),
-            "walltime": job.walltime.total_seconds() if job.walltime else None,
-            "warning": run.config.checkpoint.warning_seconds if run.config.checkpoint.resumes else None,
+            "throttle": str(directory.throttle),
+            "side_by_side": job.trials_at_once,
+            "walltime": limit,
+            "warning": job.warning_seconds if warns(run.config) and submission.pack == 1 else None,
+            "signal": job.warning_signal,
             "kill_wait": self.kill_wait,
             "gpus": gpus if len(gpus) >= job.gpus else [],
             "gpus_per_task": job.gpus,
@@ -75,7 +85,7 @@ class LocalScheduler:
         if "array" not in answer:
             raise SubmitError(f"run {run.id} is already being run here by another client: wait for it, or cancel it")
         _followed[run.id] = started
-        return submission.model_copy(update={"job_id": str(answer["array"])})
+        return replace(submission, job_id=str(answer["array"]))
 
     def check(self, run: Run) -> Admission:
         """Ask for what can be known before a trial runs; see `Scheduler.check`."""
@@ -110,7 +120,25 @@ class LocalScheduler:
     def publish(self, run: Run) -> None:
         """See `Scheduler.publish`: it is there."""
 
-    def poll(self, run: Run) -> Queue:
+    def ends(self, run: Run) -> Mapping[tuple[int, int], str]:  # noqa: ARG002
+        """See `Scheduler.ends`: the script's own lines say it."""
+        return {}
+
+    def counts(self, run: Run) -> Mapping[str, int]:  # noqa: ARG002
+        """See `Scheduler.counts`: nobody is asked."""
+        return {}
+
+    def throttle(self, run: Run, changes: Sequence[Throttle]) -> None:
+        """See `Scheduler.throttle`: the supervisor reads a person's word itself."""
+
+    def keep_steward(self, run: Run) -> None:
+        """See `Scheduler.keep_steward`: no run here has one, for it ends with its client."""
+
+    def keep_throttle(self, run: Run, word: str) -> None:
+        """See `Scheduler.keep_throttle`."""
+        write_atomically(run.files.throttle, f"{word}\n")
+
+    def poll(self, run: Run, *, fresh: bool = False) -> Queue:  # noqa: ARG002
         """Read the newest journal; see `Scheduler.poll`."""
         directory = run.files
         active = is_supervised(directory)
@@ -126,9 +154,9 @@ class LocalScheduler:
         found: dict[int, TaskState] = {}
         for submission in read_submissions(directory):
             ends = _read_tasks(_journal(directory, submission.number), active)
-            for task, (trial, attempt) in enumerate(trials_of(directory, submission)):
+            for task, trials in enumerate(trials_of(run, submission)):
                 if (said := ends.get(task)) is not None:
-                    found[trial] = TaskState(attempt, *said)
+                    found |= {trial: TaskState(attempt, *said) for trial, attempt in trials}
         return found
 
     def cancel(self, run: Run) -> None:
@@ -259,10 +287,10 @@ def _environment(run: Run, submission: Submission) -> dict[str, str]:
     """Return the environment of every task: the client's own, and what Slurm would set."""
     job = run.config.job
     node = socket.gethostname()
-    last = submission.trials - 1
+    last = submission.tasks - 1
     slurm = {
         "JOB_NAME": submission.token,
-        "ARRAY_TASK_COUNT": submission.trials,
+        "ARRAY_TASK_COUNT": submission.tasks,
         "ARRAY_TASK_MIN": 0,
         "ARRAY_TASK_MAX": last,
         "JOB_NODELIST": node,

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.containers.pyxis import Pyxis, pyxis_of
 from nexa_infra.containers.script import CONTAINER_CONF, CONTAINER_SCRIPT, GUARD, container_conf, shell_text
 from nexa_infra.hosts.shell import join, quote, quote_line, quote_path
 from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.scheduling.arguments import array_spec
 from nexa_infra.scheduling.torchrun import GANG_SCRIPT, Gang, chooses_place, gang_of, gang_script
 from nexa_infra.scheduling.trackers import config_entries, tracking_lines
+from nexa_infra.spec.container import size_bytes
 from nexa_infra.spec.launcher import Launcher, argument, pieces, placeholders, written
 from nexa_infra.spec.policy import Checkpoint
 from nexa_infra.spec.sweep import Point
@@ -92,12 +93,19 @@ def render_script(
     if gang is not None:
         tables[GANG_SCRIPT] = lambda: iter(gang_script().splitlines())
     variables = {**job.env, **sweep.env}
+    share = Share.of(job)
     boxed = container is not None and container.runtime != "pyxis"
     pyxis: Pyxis | None = None
     if container is not None and boxed:
         network = "host" if gang is not None and gang.nodes > 1 else None
         lines = partial(
-            container_conf, container, run_id=run_id, cache=images, gpus=job.gpus, memory=job.memory, network=network
+            container_conf,
+            container,
+            run_id=run_id,
+            cache=images,
+            gpus=share.gpus,
+            memory=share.memory,
+            network=network,
         )
         tables |= {name: partial(_shell_lines, name) for name in (CONTAINER_SCRIPT, GUARD)} | {CONTAINER_CONF: lines}
     elif container is not None:
@@ -108,7 +116,7 @@ def render_script(
         variables = inside
     count = len(sweep)
     text = _template().render(
-        options=(*sbatch_options(job, cluster, gpu), *_interruption(config.checkpoint, gang)),
+        options=(*sbatch_options(job, cluster, gpu), *_interruption(config, gang)),
         title=f"{job.name}: {count:,} {'trials' if count > 1 else 'trial'}, run {run_id}",
         array=array_spec(count, job.array_parallelism),
         run_id=run_id,
@@ -124,7 +132,7 @@ def render_script(
         tracking=tuple(tracking_lines(config, run_id)),
         told=told,
         setup=tuple(setup_lines(job.setup)),
-        threads=job.cpus_per_task if "cpus_per_task" in job.model_fields_set and gang is None else None,
+        threads=share.cores if "cpus_per_task" in job.model_fields_set and gang is None else None,
         boxed=boxed,
         inside_names=" ".join(variables),
         pyxis=pyxis,
@@ -132,11 +140,20 @@ def render_script(
         meets=gang is not None and gang.nodes > 1 and not chooses_place(launcher),
         checkpoints=_checkpoints(config.checkpoint, run_id),
         # A trial of a large sweep that keeps none gets no folder for them.
-        checkpointed=gang is not None or config.kind == "training" or config.checkpoint != Checkpoint(),
+        checkpointed=gang is not None or config.kind == "training" or config.checkpoint != Checkpoint() or job.warns,
+        packs=job.packs,
+        at_once=job.trials_at_once,
+        share=share.options,
+        cores=share.cores,
+        limit=int(job.walltime.total_seconds()) if job.walltime is not None else None,
+        signals=list(dict.fromkeys(("TERM", "USR1", "USR2", job.warning_signal))),
+        warned=warns(config),
+        warning_signal=job.warning_signal,
+        log=_log_sizes(job.log_bytes),
         resumes=config.checkpoint.resumes,
         most=config.checkpoint.most_requeues,
         chain=config.checkpoint.chain_until_done,
-        warning=config.checkpoint.warning_seconds,
+        warning=job.warning_seconds,
     )
     return Script(text, tables)
 
@@ -157,16 +174,6 @@ def script_of(run: Run, *, gpu: str | None = None, walltime: str | None = None) 
         container=run.container,
         images=f"{run.workdir}/images",
     )
-
-
-def array_spec(count: int, parallelism: int | None) -> str:
-    """Return sbatch's `--array` for trials 0 to count - 1."""
-    return f"0-{count - 1}" + (f"%{parallelism}" if parallelism else "")
-
-
-def log_option(log: Path | str) -> str:
-    r"""Return sbatch's --output for a log: Slurm reads % and \ in a path, so that there the script keeps it itself."""
-    return "/dev/null" if {"%", "\\"} & set(str(log)) else str(log)
 
 
 def sbatch_options(job: SlurmJob, cluster: Cluster | None = None, gpu: str | None = None) -> Iterator[str]:
@@ -199,11 +206,52 @@ def sbatch_options(job: SlurmJob, cluster: Cluster | None = None, gpu: str | Non
             yield f"--{name}={_sbatch_quote(str(value))}"
 
 
-def _interruption(checkpoint: Checkpoint, gang: Gang | None) -> Iterator[str]:
+@dataclass(frozen=True)
+class Share:
+    """What each of the trials that run side by side in one array task has of it."""
+
+    cores: int
+    gpus: int
+    memory: str | None  # as job.memory is written
+    options: tuple[str, ...]  # srun's
+
+    @classmethod
+    def of(cls, job: SlurmJob) -> Share:
+        """Return it; a trial that runs alone has all."""
+        many = job.trials_at_once
+        cores, gpus, memory = job.cpus_per_task // many, job.gpus // many, job.memory
+        if memory is not None and many > 1 and (size := size_bytes(memory)):
+            memory = f"{size // many // 1024}K"
+        options = [f"--cpus-per-task={cores}"]
+        if gpus:
+            options.append(f"--gpus-per-node={gpus}" if job.gpus_per_node else f"--gres=gpu:{gpus}")
+        return cls(cores, gpus, memory, tuple(options))
+
+
+@dataclass(frozen=True)
+class LogSizes:
+    """How much of a log is kept: its beginning, and two pieces of its end; and how much is read at once, in bytes."""
+
+    half: int
+    quarter: int
+    block: int
+
+
+def _log_sizes(limit: int | None) -> LogSizes | None:
+    return LogSizes(limit // 2, limit // 4, min(64 * 1024, limit // 64)) if limit is not None else None
+
+
+def warns(config: SweepConfig | TrainingConfig) -> bool:
+    """Say whether trials are warned before their walltime."""
+    return config.checkpoint.resumes or config.job.warns
+
+
+def _interruption(config: SweepConfig | TrainingConfig, gang: Gang | None) -> Iterator[str]:
     """Yield the options by which a job is warned and may go back into the queue, or outlives a node."""
-    if checkpoint.resumes:
+    if config.checkpoint.resumes:
         yield "--requeue"
-        yield f"--signal=B:USR1@{checkpoint.warning_seconds}"
+    if warns(config):
+        yield f"--signal=B:{config.job.warning_signal}@{config.job.warning_seconds}"
     if gang is not None and gang.elastic:
         yield "--no-kill"
 
@@ -287,6 +335,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        comment_start_string="<#",  # ${#array[@]} is bash's
+        comment_end_string="#>",
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - a shell script; quoting is the filters' work
         optimized=False,  # it is rendered once a process: what is saved in compiling is more

@@ -34,8 +34,11 @@ class Supervisor:
         self.environment: dict[str, str] = order["environment"]
         self.tasks: int = order["tasks"]
         self.parallel: int = order["parallel"]
+        self.throttle: str = order["throttle"]  # a file with a person's word on that
+        self.side_by_side: int = order["side_by_side"]  # trials of one task that run at once
         self.walltime: float | None = order["walltime"]
         self.warning: float | None = order["warning"]  # seconds before the walltime
+        self.signal = signal.Signals[f"SIG{order['signal']}"]  # by which it is told
         self.kill_wait: float = order["kill_wait"]
         self.gpus: list[str] = order["gpus"]
         self.gpus_per_task: int = order["gpus_per_task"]
@@ -61,7 +64,7 @@ class Supervisor:
         self.note("array", self.array, self.tasks)
         while True:
             self._reap()
-            while not self.stopping and self.next < self.tasks and len(self.running) < self.parallel:
+            while not self.stopping and self.next < self.tasks and len(self.running) < self._most():
                 self._start(self.next)
                 self.next += 1
             if not self.running:
@@ -74,6 +77,16 @@ class Supervisor:
             self._enforce()
         end_descendants(max(0.0, self.stop_deadline - time.monotonic()))
         self.note("over")
+
+    def _most(self) -> int:
+        """Return how many tasks may run at once."""
+        try:
+            with open(self.throttle) as stream:  # noqa: PTH123 - a program that starts fast
+                word = stream.read().strip()
+        except OSError:
+            return self.parallel
+        room = len(self.gpus) // self.gpus_per_task if self.gpus_per_task and self.gpus else self.parallel
+        return max(1, int(word) // self.side_by_side) if word.isdigit() and int(word) else max(room, self.parallel)
 
     def _start(self, task: int) -> None:
         environment = dict(self.environment)
@@ -150,7 +163,7 @@ class Supervisor:
         for pid, moment in list(self.warnings.items()):
             if now >= moment:
                 del self.warnings[pid]
-                send(pid, signal.SIGUSR1)
+                send(pid, self.signal)
         for pid, moment in list(self.deadlines.items()):
             if now < moment:
                 continue

@@ -49,6 +49,7 @@ def gang_of(launcher: Launcher, job: SlurmJob) -> Gang | None:
         "NEXA_GANG_RESTARTS": str(launcher.max_restarts),
         "NEXA_GANG_BACKEND": launcher.rdzv_backend,
         "NEXA_GANG_TIMEOUT": str(launcher.rdzv_timeout),
+        "NEXA_GANG_WARNING": job.warning_signal,
     }
     if any(option_name(word) in _ENDPOINTS for word in launcher.extra_args):
         env["NEXA_GANG_PLACED"] = "1"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from nexa_infra.runs.attempts import Attempt, TaskState
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, TaskState
 from nexa_infra.runs.series import LogReader, Progress
 from nexa_infra.scheduling.decide import Policy, Vitals, stalled
 from nexa_infra.spec.policy import Health

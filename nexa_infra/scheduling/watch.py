@@ -7,18 +7,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from nexa_infra.errors import HostError, UnknownStateError
-from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import read_states
 from nexa_infra.runs.series import Progress
+from nexa_infra.scheduling.act import carry_out
 from nexa_infra.scheduling.base import Queue, Scheduler
-from nexa_infra.scheduling.decide import Action, Finish, Policy, State, Stop, Submit, Wait, decide
-from nexa_infra.scheduling.submit import submit_trials
-from nexa_infra.scheduling.vitals import MetricsWatch, health_of
-from nexa_infra.settings import settings
+from nexa_infra.scheduling.counts import Counting
+from nexa_infra.scheduling.decide import Action, State, Stop, decide, waiting
+from nexa_infra.scheduling.policies import policy_of
+from nexa_infra.scheduling.recorded import state_of
+from nexa_infra.scheduling.vitals import MetricsWatch
 
 # A run's age over the longest sensible time between two polls of it.
 GROWTH = 30
@@ -57,13 +56,14 @@ async def follow(
     """Yield polls until the run is over, submitting retries and stopping it as its policy says.
 
     `period` is the time between two polls, in seconds; it grows with the run, up to `ceiling`. A
-    scheduler that cannot be asked is asked again, until NEXA_PATIENCE is over. A follower that is
+    scheduler that cannot be asked is asked again, until its patience is over. A follower that is
     cancelled ends only what would end with its process anyway.
 
     Raises:
         UnknownStateError: nobody could say how the run stands, or nothing of it can ever start; it is left as it is.
     """
     policy = policy_of(run)
+    counting = Counting(run, scheduler, period)
     metrics = MetricsWatch(run)
     started = answered = time.monotonic()
     seen: Queue | None = None
@@ -78,7 +78,7 @@ async def follow(
                 queue = await asyncio.to_thread(scheduler.poll, run)
             except (HostError, UnknownStateError) as error:
                 silent = looked - answered
-                if silent > settings().patience:
+                if silent > scheduler.patience:
                     raise UnknownStateError(
                         f"run {run.id}: {error}. Its jobs are left as they are; `nexa-infra resume {run.id}` goes on"
                     ) from error
@@ -92,7 +92,7 @@ async def follow(
                     f"run {run.id} can never go on as it is: what is left of it is {queue.stuck}. Nothing was "
                     f"cancelled: `nexa-infra cancel {run.id}` ends it"
                 )
-            action: Action = Wait()
+            actions: tuple[Action, ...] = ()
             # Trials may end, and one array task start another, without a change in the queue's numbers.
             due = queue != seen or not queue.active or looked - read > READ_SECONDS
             moved = metrics.health is not None and await asyncio.to_thread(metrics.read)
@@ -101,26 +101,24 @@ async def follow(
                 begun = time.monotonic()
                 read = begun if due else read
                 state = await asyncio.to_thread(read_state, run, scheduler, queue, metrics)
+                policy = state.policy
                 reading = time.monotonic() - begun
                 warnings = metrics.warnings(state.vitals, policy)
-                if (counts := Counter(state.states)) != told or (due and queue.notes) or moved or warnings:
+                unsubmitted = waiting(state)
+                notes = (*queue.notes, *([unsubmitted] if unsubmitted else []))
+                if (counts := Counter(state.states)) != told or (due and notes) or moved or warnings:
                     told = counts
                     since = time.monotonic() - started
-                    yield Poll(run.trials, counts, since, queue.notes, metrics.progress, warnings)
-                action = decide(state, policy)
+                    yield Poll(run.trials, counts, since, notes, metrics.progress, warnings)
+                actions = decide(state, time.time())
                 if all(said == "completed" for said in state.states):
                     done = done or time.monotonic()
             # A controller that was away may believe for minutes that what has ended runs.
             if done is not None and time.monotonic() - done > SETTLE_SECONDS:
                 return
-            match action:
-                case Submit(trials):
-                    await asyncio.to_thread(submit_trials, run, scheduler, trials)
-                case Stop(reason):
-                    await asyncio.to_thread(stop, run, scheduler, reason, by="policy")
-                    seen = None
-                case Finish():
-                    return
+            if await asyncio.to_thread(carry_out, run, scheduler, actions):
+                return
+            seen = None if any(isinstance(each, Stop) for each in actions) else seen
             # A large run takes longer to read: that never takes more than a tenth of the time.
             grown = min(max(period, (time.monotonic() - started) / GROWTH), ceiling or period)
             await asyncio.sleep(max(grown, 9 * reading))
@@ -128,28 +126,11 @@ async def follow(
         if scheduler.ends_with_client(run):
             scheduler.cancel(run)
         raise
-
-
-def stop(run: Run, scheduler: Scheduler, reason: str, *, by: Literal["person", "policy"]) -> None:
-    """End a run by a person's word, or its policy's: the reason is recorded before anything ends."""
-    mark_cancelled(run.files, reason, by=by)
-    scheduler.cancel(run)
+    finally:
+        counting.close()
 
 
 def read_state(run: Run, scheduler: Scheduler, queue: Queue, metrics: MetricsWatch) -> State:
     """Read what `decide` decides over; the queue was asked first, so nothing that ended since is missed."""
     tasks = scheduler.tasks(run)
-    states, attempts = read_states(run.files, run.trials, tasks)
-    used = {trial: tried[-1].number for trial, tried in attempts.items()}
-    vitals = metrics.vitals(states, attempts, tasks)
-    return State(queue.active, tuple(states), used, cancelled=run.files.cancelled.exists(), vitals=vitals)
-
-
-def policy_of(run: Run) -> Policy:
-    """Return what a run's config lets it do by itself."""
-    retry, requeues = run.config.retry, run.config.checkpoint.most_requeues
-    names = {"oom": "out_of_memory"}
-    on = frozenset(names.get(word, word) for word in retry.on)
-    if (health := health_of(run)) is None:
-        return Policy(retry.times, on, retry.max_failures, requeues)
-    return Policy(retry.times, on, retry.max_failures, requeues, health.nan, health.silence, health.stalled)
+    return state_of(run, policy_of(run), queue, tasks, said=scheduler.ends(run), metrics=metrics)

@@ -35,6 +35,7 @@ _ALSO_KNOWN = {
     "program": "launcher.script",
     "timeout": "job.time",
     "walltime": "job.time",
+    "warning_seconds": "job.signal_before_end",
 }
 
 # Where a required key is missing: what to write.

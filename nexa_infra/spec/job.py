@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -42,6 +42,7 @@ _OWNED = {
     "test-only": "submit=False is the preview",
     "wait": "the run is followed by its client",
     "requeue": "retry: says what is run again",
+    "signal": "use job.signal and job.signal_before_end",
     "job-name": "use job.name",
     "gpus-per-node": "use job.gpus_per_node",
     "ntasks-per-node": "use job.ntasks_per_node",
@@ -52,6 +53,44 @@ _OWNED = {
 }
 _KEYS = ("partition", "account", "qos", "time", "nodes", "constraint", "gres", "nodelist", "exclude", "reservation",
          "dependency")  # fmt: skip
+
+
+# The least that a log is worth keeping of.
+_LEAST_LOG = 4096
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+WarningSignal = Literal["USR1", "USR2", "INT", "HUP"]
+
+
+def bytes_of(text: str) -> int:
+    """Read an amount such as 100M or 2G; one without a unit is bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,18})([KMGTkmgt]?)[Bb]?", text)
+    if found is None:
+        raise ValueError(f"{shown(text)} is no amount of bytes: write 100M, 2G, or 0 for no limit")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def _signal(name: Any) -> Any:
+    """Refuse what cannot be told from an end, and read SIGUSR1 as USR1."""
+    if not isinstance(name, str):
+        return name
+    word = name.upper().removeprefix("SIG")
+    if word == "TERM":
+        raise ValueError("is TERM, which scancel and preemption send as well: write USR1, USR2, INT or HUP")
+    return word if name.isupper() else name
+
+
+def _number_or_auto(value: Any) -> Any:
+    """Read a number of trials, or auto: a union would complain once for each of the two."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) and int(value):
+        return int(value)
+    raise ValueError(f"a number of trials from 1 on, or auto, is meant here, not {kind_of(value)}")
 
 
 def _name(text: str) -> str:
@@ -137,6 +176,23 @@ class SlurmJob(Spec):
     mail_type: Line | None = Field(default=None, description="sbatch --mail-type")
     mail_user: Line | None = Field(default=None, description="sbatch --mail-user")
     array_parallelism: Count | None = Field(default=None, description="trials that run at once; unset, as many as fit")
+    trials_per_task: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = Field(
+        default=1, description="trials that one array task runs in turn; auto packs short ones, by how long they take"
+    )
+    trials_at_once: Count = Field(
+        default=1, description="trials that run side by side in one array task, each on its share of GPUs and cores"
+    )
+    # Unset, and not a default: what is set asks for a warning, and run.json must not forget which it was.
+    signal: Annotated[WarningSignal | None, BeforeValidator(_signal)] = Field(
+        default=None, description="what warns a trial's processes before its walltime; unset, USR1, if anything does"
+    )
+    signal_before_end: Annotated[int, Field(ge=10, le=65535)] | None = Field(
+        default=None, description="how long before the walltime they are warned, seconds; unset, 90, if they are"
+    )
+    log_limit: Line | None = Field(
+        default="1G",
+        description="the most that is kept of a trial's output, and of its errors: the beginning and the end; 0 is all",
+    )
     output_dir: Line | None = Field(
         default=None, description="where run directories are made; unset, the workdir's runs/"
     )
@@ -162,6 +218,13 @@ class SlurmJob(Spec):
             raise ValueError(f"{shown(text)} is no amount of memory: write 16G, 512M, or 0 for all of a node's")
         return text
 
+    @field_validator("log_limit")
+    @classmethod
+    def _log_limit(cls, text: str | None) -> str | None:
+        if text is not None and 0 < bytes_of(text) < _LEAST_LOG:
+            raise ValueError(f"{shown(text)} keeps next to nothing: write 4K or more, or 0 for no limit")
+        return text
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         wrong: list[tuple[KeyPath, str]] = []
@@ -180,9 +243,55 @@ class SlurmJob(Spec):
             wrong.append((("cost_per_core_hour",), "prices jobs without GPUs: use cost_per_gpu_hour"))
         if self.mail_user is not None and self.mail_type is None:
             wrong.append((("mail_user",), "is set without mail_type: say when to write, such as mail_type: END,FAIL"))
+        wrong.extend(self._wrong_packs())
         if wrong:
             raise Misfit(*wrong)
         return self
+
+    def _wrong_packs(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what stands against several trials in one array task."""
+        at_once, per_task = self.trials_at_once, self.trials_per_task
+        if per_task != 1:
+            if self.nodes > 1:
+                yield ("trials_per_task",), f"is {per_task}, but a trial takes {self.nodes} nodes: it must be 1 there"
+            if self.ntasks_per_node > 1:
+                why = f"is {per_task}, but ntasks_per_node is {self.ntasks_per_node}: it must be 1 there"
+                yield ("trials_per_task",), why
+        if per_task != "auto" and at_once > per_task:
+            why = f"is {at_once}, but a task has {per_task}: raise trials_per_task, or lower it"
+            yield ("trials_at_once",), why
+        elif at_once > 1:
+            if self.gpus % at_once:
+                yield ("trials_at_once",), f"is {at_once}, but the task's {self.gpus} GPUs are no multiple of it"
+            if self.cpus_per_task % at_once:
+                cores = f"{self.cpus_per_task} cores" if self.cpus_per_task > 1 else "1 core"
+                why = f"is {at_once}, but a task has {cores}: set cpus_per_task to {at_once}, or a multiple of it"
+                yield ("trials_at_once",), why
+
+    @property
+    def warns(self) -> bool:
+        """Whether the job asks for a warning by itself: a checkpoint that resumes asks for one as well."""
+        return self.signal is not None or self.signal_before_end is not None
+
+    @property
+    def warning_signal(self) -> WarningSignal:
+        """What warns a trial's processes, where they are warned."""
+        return self.signal or "USR1"
+
+    @property
+    def warning_seconds(self) -> int:
+        """How long before the walltime that is."""
+        return 90 if self.signal_before_end is None else self.signal_before_end
+
+    @property
+    def packs(self) -> bool:
+        """Whether an array task may run more than one trial."""
+        return self.trials_per_task != 1
+
+    @property
+    def log_bytes(self) -> int | None:
+        """The most that is kept of what a trial prints; None is all of it."""
+        return bytes_of(self.log_limit) or None if self.log_limit is not None else None
 
     @property
     def walltime(self) -> timedelta | None:

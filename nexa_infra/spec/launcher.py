@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nexa_infra.spec.fields import Count, KeyPath, Line, Misfit, Spec, Value, WholeNumber, Words, suggestion
+from nexa_infra.spec.fields import Count, KeyPath, Line, Misfit, Spec, WholeNumber, Words, suggestion
+from nexa_infra.spec.points import Value, written
 from nexa_infra.spec.torchrun import (
     OPTIONS_OWNED,
     as_endpoint,
@@ -18,6 +19,20 @@ from nexa_infra.spec.torchrun import (
     node_range,
     option_name,
 )
+
+__all__ = [
+    "PLACEHOLDER",
+    "TORCHRUN_KEYS",
+    "ArgumentStyle",
+    "Launcher",
+    "argument",
+    "fill",
+    "pieces",
+    "placeholders",
+    "processes_asked",
+    "unfilled",
+    "written",
+]
 
 # What only torchrun takes.
 TORCHRUN_KEYS = (
@@ -169,11 +184,6 @@ def pieces(word: str) -> list[tuple[str, bool]]:
 def fill(word: str, parameters: Mapping[str, Value]) -> str:
     """Fill a word's placeholders."""
     return "".join(written(parameters[text]) if is_name else text for text, is_name in pieces(word))
-
-
-def written(value: Value) -> str:
-    """Return a value as the text that a placeholder or `name=value` shows."""
-    return value if isinstance(value, str) else "null" if value is None else str(value).lower()
 
 
 def argument(name: str, value: Value, style: ArgumentStyle) -> list[str]:

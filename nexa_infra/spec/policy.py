@@ -29,6 +29,13 @@ class Retry(Spec):
     max_failures: Count | None = Field(
         default=None, description="stop the run once this many trials have failed; unset, a failure never stops others"
     )
+    memory_factor: Annotated[float, Field(gt=1, le=10)] | None = Field(
+        default=None, description="memory a trial gets when run again after it ran out of it, times the last"
+    )
+    breaker: Count | None = Field(
+        default=10,
+        description="stop the run where the first so many trials to end all failed the same way; null never does",
+    )
 
 
 class Checkpoint(Spec):
@@ -39,9 +46,6 @@ class Checkpoint(Spec):
     )
     requeue: WholeNumber = Field(
         default=0, description="how often a job that reached its walltime, or gave way, puts itself back in the queue"
-    )
-    warning_seconds: Annotated[int, Field(ge=10, le=65535)] = Field(
-        default=60, description="how long before the walltime its processes get SIGUSR1"
     )
     chain_until_done: Truth = Field(
         default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -9,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nexa_infra.spec.container import ContainerSpec
-from nexa_infra.spec.fields import Count, KeyPath, Lines, Misfit, Spec, Truth, Variables, Words
+from nexa_infra.spec.fields import Count, KeyPath, Lines, Misfit, Spec, Truth, Variables, WholeNumber, Words
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher, placeholders, processes_asked, unfilled
 from nexa_infra.spec.policy import Budget, Checkpoint, Health, Objective, Retry
@@ -39,6 +40,9 @@ class RunConfig(Spec):
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="how an interrupted trial goes on")
     budget: Budget = Field(default=Budget(), description="what the run may cost")
     tracking: Tracking | None = Field(default=None, description="which experiment trackers are told of the trials")
+    unattended: Truth = Field(
+        default=False, description="a steward on the cluster follows the run: no client is needed"
+    )
 
     @property
     def trials(self) -> SweepDefinition:
@@ -49,6 +53,8 @@ class RunConfig(Spec):
         """Yield what the config's parts get wrong between them; `arguments` is where the trials' arguments stand."""
         yield from self._wrong_gang()
         yield from self._wrong_interruption()
+        yield from self._wrong_packs()
+        yield from self._wrong_retry()
         yield from self._wrong_container()
         yield from self._wrong_placeholders(arguments)
         yield from self._wrong_labels(arguments[:1])
@@ -61,16 +67,34 @@ class RunConfig(Spec):
                     yield (*home, "tags", number), why
 
     def _wrong_interruption(self) -> Iterator[tuple[KeyPath, str]]:
-        """Yield what stands against a job that puts itself back in the queue."""
-        if not self.checkpoint.resumes:
+        """Yield what stands against a job that is warned, or puts itself back in the queue."""
+        job, resumes = self.job, self.checkpoint.resumes
+        if resumes and "no-requeue" in job.extra:
+            yield ("job", "extra", "no-requeue"), "cannot be set beside checkpoint: checkpoint says it"
+        limit = job.walltime
+        if (resumes or job.warns) and limit is not None and limit.total_seconds() <= job.warning_seconds:
+            least = f"job.time is {job.time}: the warning would come before the job"
+            yield ("job", "signal_before_end"), f"is {job.warning_seconds}, but {least}"
+
+    def _wrong_packs(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what several trials in one array task cannot do."""
+        if not self.job.packs:
             return
-        for option, why in (("signal", "checkpoint.warning_seconds says it"), ("no-requeue", "checkpoint says it")):
-            if option in self.job.extra:
-                yield ("job", "extra", option), f"cannot be set beside checkpoint: {why}"
-        limit = self.job.walltime
-        if limit is not None and limit.total_seconds() <= self.checkpoint.warning_seconds:
-            least = f"job.time is {self.job.time}: the warning would come before the job"
-            yield ("checkpoint", "warning_seconds"), f"is {self.checkpoint.warning_seconds}, but {least}"
+        told = f"is {self.job.trials_per_task}, but "
+        if self.launcher.type == "torchrun":
+            yield ("job", "trials_per_task"), f"{told}the launcher is torchrun: it must be 1 there"
+        if self.checkpoint.resumes:
+            key = "requeue" if self.checkpoint.requeue else "chain_until_done"
+            why = f"{told}a task of several trials does not put itself back: remove checkpoint.{key}, and use retry"
+            yield ("job", "trials_per_task"), why
+
+    def _wrong_retry(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what a retry would need to be told."""
+        memory = self.job.memory
+        if self.retry.memory_factor is not None and (memory is None or not int(re.sub(r"\D", "", memory))):
+            held = "not set" if memory is None else f"{memory}, all that a node has"
+            why = f"is a multiple of job.memory, which is {held}: set job.memory, such as 16G"
+            yield ("retry", "memory_factor"), why
 
     def _wrong_container(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield what a container is asked for that it cannot give."""
@@ -88,6 +112,8 @@ class RunConfig(Spec):
         launcher, job = self.launcher, self.job
         if launcher.type != "torchrun":
             return
+        if job.signal in {"INT", "HUP"}:
+            yield ("job", "signal"), f"is {job.signal}, by which torchrun itself ends: write USR1 or USR2"
         asked = processes_asked(launcher)
         key = "nproc_per_node" if "nproc_per_node" in launcher.model_fields_set else "extra_args"
         path: KeyPath = ("launcher", key)
@@ -141,6 +167,9 @@ class SweepConfig(RunConfig):
 
     kind: Literal["sweep"] = "sweep"
     sweep: SweepDefinition = Field(description="the trials")
+    canary: WholeNumber = Field(
+        default=0, description="how many trials run first, alone; the rest follow only where one of them completes"
+    )
 
     @model_validator(mode="after")
     def _checked(self) -> Self:

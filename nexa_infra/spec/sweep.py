@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,17 +18,27 @@ from nexa_infra.spec.fields import (
     ParameterName,
     Spec,
     TrialValue,
-    Value,
     Variables,
+    Word,
     Words,
     as_list,
     flow_list,
     kind_of,
     suggestion,
 )
+from nexa_infra.spec.points import Axis, Point, Points, Value, count, parameters_of, spans_of, trial_hash
 
-Point = tuple[tuple[str, Value], ...]
-Axis = tuple[Point, ...]
+__all__ = [
+    "MOST_TRIALS",
+    "MOST_WITH_EXCLUSIONS",
+    "Axis",
+    "AxisValues",
+    "Point",
+    "PointValues",
+    "SweepDefinition",
+    "spans_of",
+    "trial_hash",
+]
 
 # An exclusion is resolved by listing what it leaves: 4 bytes a trial.
 MOST_WITH_EXCLUSIONS = 20_000_000
@@ -81,6 +89,7 @@ class SweepDefinition(Spec):
     exclude: Annotated[tuple[PointValues, ...], BeforeValidator(as_list)] = Field(
         default=(), description="points that match are dropped"
     )
+    finished: Word = Field(default="", description="points that an earlier run has finished, as `extend` writes them")
     base_args: Words = Field(default=(), description="arguments that every trial gets, before its own")
     overrides: dict[ParameterName, TrialValue] = Field(
         default={}, description="parameters held at one value in every trial"
@@ -102,11 +111,27 @@ class SweepDefinition(Spec):
         wrong.extend((("zip", name), "stands in parameters too: keep one of the two") for name in both)
         if not wrong and self.grid_size > MOST_TRIALS:
             wrong.append(((), f"has {self.grid_size:,} points, more than {MOST_TRIALS:,}: shorten an axis"))
+        if not wrong and self.finished:
+            wrong.extend(self._wrong_finished())
         if not wrong and self.exclude:
             wrong.extend(self._wrong_exclusions())
         if wrong:
             raise Misfit(*wrong)
         return self
+
+    def _wrong_finished(self) -> Iterator[tuple[KeyPath, str]]:
+        size = self.grid_size
+        try:
+            spans = list(spans_of(self.finished))
+        except ValueError:
+            yield ("finished",), "is no list of points such as 0-41,57: `nexa-infra extend` writes it; remove it"
+            return
+        if size > MOST_WITH_EXCLUSIONS:
+            yield ("finished",), f"works on up to {MOST_WITH_EXCLUSIONS:,} points, but the sweep has {size:,}"
+        elif any(not first <= last < size for first, last in spans):
+            yield ("finished",), f"names points that are not among the sweep's {size:,}: remove it"
+        elif not self.exclude and not self.survivors:
+            yield ("finished",), f"leaves none of the {size:,} points"
 
     def _wrong_exclusions(self) -> Iterator[tuple[KeyPath, str]]:
         if self.grid_size > MOST_WITH_EXCLUSIONS:
@@ -170,13 +195,15 @@ class SweepDefinition(Spec):
 
     @cached_property
     def survivors(self) -> Sequence[int] | None:
-        """The points that exclusions leave, ascending; `None` where nothing is excluded."""
-        if not self.exclude:
+        """The points that exclusions and an earlier run leave, ascending; `None` where those are all."""
+        if not self.exclude and not self.finished:
             return None
         left = bytearray(b"\1") * self.grid_size
         for rule in self.exclude:
             for index in self._matching(rule):
                 left[index] = 0
+        for first, last in spans_of(self.finished):
+            left[first : last + 1] = bytes(last + 1 - first)
         return array("I", compress(range(self.grid_size), left))
 
     def _matching(self, rule: Mapping[str, Value]) -> Iterator[int]:
@@ -199,7 +226,7 @@ class SweepDefinition(Spec):
 
     def __len__(self) -> int:
         """Trials in the sweep."""
-        return self.grid_size if self.survivors is None else len(self.survivors)
+        return count(self.axes, self.survivors)
 
     def parameters_of(self, trial: int) -> dict[str, Value]:
         """Decode a trial's index into its parameters, in O(axes).
@@ -207,22 +234,13 @@ class SweepDefinition(Spec):
         Raises:
             IndexError: the sweep has no such trial.
         """
-        if not 0 <= trial < len(self):
-            raise IndexError(f"trial {trial} is not in this sweep of {len(self)} trials")
-        rest = trial if self.survivors is None else self.survivors[trial]
-        chosen: list[Point] = []
-        for axis in reversed(self.axes):
-            rest, digit = divmod(rest, len(axis))
-            chosen.append(axis[digit])
-        found = {name: value for point in reversed(chosen) for name, value in point}
-        return found | self.overrides
+        return parameters_of(self.axes, self.survivors, self.overrides, trial)
+
+    @property
+    def points(self) -> Points:
+        """Its points alone, for whoever has no config."""
+        return Points(self.axes, self.survivors, self.overrides)
 
 
 def _text(value: Value) -> str:
     return value if isinstance(value, str) else "null" if value is None else str(value).lower()
-
-
-def trial_hash(parameters: Mapping[str, Value]) -> str:
-    """Return a trial's hash: 12 hex digits of the SHA-256 of its parameters, whatever their order."""
-    text = json.dumps(sorted(parameters.items()), ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

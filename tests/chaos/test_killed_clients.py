@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from nexa_infra.operations import manage, steps
+from nexa_infra.runs.attempts import Attempt, read_attempts
 from nexa_infra.runs.index import known_runs
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, read_attempts
 from nexa_infra.scheduling.local import is_supervised
 from nexa_infra.settings import settings
 from tests.conftest import processes_of

@@ -10,8 +10,12 @@ from tests.rig.fixtures import FIXTURES
 __all__ = ["cluster", "login_node", "project", "workdir"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need the rig, wherever they stand."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need the rig, wherever they stand; a newer Slurm is for those alone that speak to it."""
+    if config.getoption("--slurm") == "new":
+        others = [item for item in items if "started_slurm" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("rig")

@@ -143,6 +143,14 @@ def environments() -> Iterator[tuple[Process, Mapping[str, str]]]:
             yield found, dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
+def command_of(process: Process) -> str:
+    """Return the name of the program that a process runs; empty when it has ended."""
+    try:
+        return Path(f"/proc/{process.pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def descendants(of: Process) -> list[Process]:
     """Return the children of a process, and theirs."""
     everyone = [Process.of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]

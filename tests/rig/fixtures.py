@@ -18,7 +18,7 @@ import pytest
 
 from deployments.environment import SetupError
 from deployments.processes import Process
-from tests.rig import images, packages
+from tests.rig import images, packages, slurm_new
 from tests.rig.accounts import can_enter
 from tests.rig.apptainer import ApptainerRig
 from tests.rig.daemons import put
@@ -27,7 +27,7 @@ from tests.rig.images import Image
 from tests.rig.registry import RegistryRig
 from tests.rig.slurm import SlurmRig
 from tests.rig.slurm_parts import clean_environment
-from tests.rig.ssh import SshRig
+from tests.rig.ssh import LOGIN_PATH, SshRig
 
 # Short, because a socket's path may have 107 characters, and open to every user: pytest's own folders are neither.
 _PREFIX = "nexa-rig-"
@@ -35,8 +35,19 @@ FIXTURES = {
     "slurm", "sshd", "started_slurm", "started_sshd", "rig_folder",
     "docker", "registry", "apptainer", "busybox_image", "python_image", "container_packages",
 }  # fmt: skip
-# What sshd gives root by itself.
-_LOGIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say which Slurm the rig is made of."""
+    parser.addoption(
+        "--slurm", choices=["machine", "new"], default=os.environ.get("NEXA_RIG_SLURM", "machine"),
+        help="the machine's own Slurm, or a newer Debian's, for the tests that speak to it (also by NEXA_RIG_SLURM)",
+    )  # fmt: skip
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say it of the run."""
+    return f"slurm: {config.getoption('--slurm')}"
 
 
 @functools.cache
@@ -61,9 +72,18 @@ def _needs_rig(*, containers: bool = False) -> None:
 
 
 @pytest.fixture(scope="session")
-def _session_folder() -> Iterator[Path]:
-    """The folder of this session's rigs, with a note of whose it is."""
+def _chosen_slurm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The Slurm that was asked for, first on the PATH of this process and so of all that it starts."""
     _needs_rig()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--slurm") == "new":
+            patch.setenv("PATH", str(slurm_new.install()), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _session_folder(_chosen_slurm: None) -> Iterator[Path]:
+    """The folder of this session's rigs, with a note of whose it is."""
     _stop_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)
@@ -105,7 +125,8 @@ def started_slurm(_session_folder: Path) -> Iterator[SlurmRig]:
 @pytest.fixture(scope="session")
 def started_sshd(_session_folder: Path, started_slurm: SlurmRig) -> Iterator[SshRig]:
     """The session's sshd; tests ask for `sshd`."""
-    environment = {"SLURM_CONF": str(started_slurm.conf), "PATH": f"{_session_folder / 'tools'}:{_LOGIN_PATH}"}
+    path = f"{_session_folder / 'tools'}:{slurm_new.path(LOGIN_PATH)}"
+    environment = {"SLURM_CONF": str(started_slurm.conf), "PATH": path}
     rig = SshRig(_session_folder / "sshd", environment=environment, accounts=started_slurm.accounts)
     try:
         rig.start()

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Self
 
 from deployments.environment import SetupError
-from deployments.processes import MARK
+from deployments.processes import MARK, Process
 from tests.rig import slurm_files as files
 from tests.rig.accounts import Account
-from tests.rig.daemons import listens, put, sweep
+from tests.rig.daemons import command_of, end, environments, listens, put, sweep
 from tests.rig.slurm_parts import SlurmParts
 
 
@@ -139,8 +139,15 @@ class SlurmRig(SlurmParts):
         """Crash a node: its slurmd and its jobs' processes end by SIGKILL, and Slurm is told."""
         daemon = self.node(name)
         daemon.kill()
+        end(self._stepds(name))
         sweep(lambda environment: environment.get(MARK) == daemon.mark or self._is_of_a_job(environment, name))
         self._must(["scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=rig"])
+
+    def _stepds(self, node: str) -> list[Process]:
+        """Return those who would tell slurmctld that a node's jobs were killed; they hide their environment."""
+        of_jobs = [process for process, environment in environments() if self._is_of_a_job(environment, node)]
+        parents = {process.parent: Process.of(process.parent) for process in of_jobs}.values()
+        return [parent for parent in parents if parent and command_of(parent) == "slurmstepd"]
 
     def node_up(self, name: str) -> None:
         """Start a node again, unless it runs, and wait until it takes jobs."""
@@ -180,6 +187,11 @@ class SlurmRig(SlurmParts):
             list(argv), cwd=where, env=environment, input=script or "",
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
+
+    @property
+    def version(self) -> str:
+        """Which Slurm this is, such as `22.05.8`."""
+        return self._must(["sbatch", "--version"]).split()[-1]
 
     def submit(self, *options: str, script: str = "true", user: Account | None = None) -> str:
         """Submit a bash script, and return the job's id.

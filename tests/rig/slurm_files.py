@@ -139,8 +139,8 @@ def cgroup_conf(*, memory_limits: bool) -> str:
     return f"CgroupPlugin=cgroup/v1\n{limits}"
 
 
-def slurmdbd_conf(folder: Path, ports: Ports, password: str) -> str:
-    """Return slurmdbd.conf, which must be readable by its owner alone."""
+def slurmdbd_conf(folder: Path, ports: Ports, password: str, settings: Mapping[str, str]) -> str:
+    """Return slurmdbd.conf, which must be readable by its owner alone; `settings` as in `slurm_conf`."""
     options = {
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={folder}/munge/socket",
@@ -158,7 +158,7 @@ def slurmdbd_conf(folder: Path, ports: Ports, password: str) -> str:
         "StoragePass": password,
         "StorageLoc": "slurm_rig",
     }
-    return "".join(f"{name}={value}\n" for name, value in options.items())
+    return "".join(f"{name}={value}\n" for name, value in {**options, **settings}.items())
 
 
 # What sacctmgr is told once, before slurmctld reads it. bob has no account here: his jobs are refused.

@@ -14,6 +14,7 @@ from pathlib import Path
 from deployments.environment import SetupError
 from deployments.processes import MARK
 from tests.rig import slurm_files as files
+from tests.rig import slurm_new
 from tests.rig.accounts import Accounts
 from tests.rig.daemons import Daemon, free_ports, put
 from tests.rig.packages import path_with_sbin
@@ -96,7 +97,7 @@ class SlurmParts:
 
     def node(self, name: str) -> Daemon:
         """A node's slurmd: `n1` or `n2`."""
-        argv = ["slurmd", "-D", "-N", name, "-f", str(self.conf)]
+        argv = ["slurmd", "-D", "-N", name, "-f", str(self.conf), *slurm_new.slurmd_options()]
         if self.memory_limits:  # every Slurm calls its group slurm_n1: this one's is within the rig's own
             within = f'mount --bind "$1" {_MEMORY} && shift && exec "$@"'
             argv = ["sh", "-c", within, "sh", str(self.memory_group), *argv]
@@ -138,12 +139,16 @@ class SlurmParts:
                 os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # as harmless as /dev/null
         limits = self.memory_limits
         options = files.slurm_conf(
-            self.folder, self.ports, self.settings, accounting=self.accounting, memory_limits=limits
+            self.folder,
+            self.ports,
+            {**slurm_new.settings(), **self.settings},
+            accounting=self.accounting,
+            memory_limits=limits,
         )
         put(self.conf, options)
         put(self.folder / "gres.conf", files.gres_conf(self.folder))
         put(self.folder / "cgroup.conf", files.cgroup_conf(memory_limits=limits))
-        dbd = files.slurmdbd_conf(self.folder, self.ports, self.password.read_text())
+        dbd = files.slurmdbd_conf(self.folder, self.ports, self.password.read_text(), slurm_new.settings())
         put(self.folder / "slurmdbd.conf", dbd, mode=0o600)
 
     @property

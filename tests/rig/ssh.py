@@ -14,12 +14,15 @@ from typing import Self
 from deployments.environment import SetupError
 from deployments.processes import MARK, Process
 from tests.rig import accounts as users
+from tests.rig import slurm_new
 from tests.rig.accounts import Account, Accounts
-from tests.rig.daemons import Daemon, descendants, end, free_ports, listens, put, sweep
+from tests.rig.daemons import Daemon, command_of, descendants, end, free_ports, listens, put, sweep
 from tests.rig.packages import path_with_sbin
 from tests.rig.slurm_parts import clean_environment
 
 HOST = "127.0.0.1"
+# What sshd gives root by itself.
+LOGIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class SshRig:
@@ -27,7 +30,8 @@ class SshRig:
 
     Args:
         folder: where everything lives; it must be reachable by every user.
-        environment: what every session finds in its environment, such as SLURM_CONF.
+        environment: what every session finds in its environment, such as SLURM_CONF; a Slurm that is newer
+            than the machine's comes first in its PATH, unless that is among it.
         banner: text that the server sends before asking who it is.
         second_factor: after the key, ask for a code by keyboard-interactive (`accounts.CODE`).
         settings: lines of sshd_config that replace the rig's, such as `{"MaxSessions": "1"}`.
@@ -41,7 +45,8 @@ class SshRig:
     ) -> None:  # fmt: skip
         self.folder = folder.resolve()
         self.host = HOST
-        self.environment = dict(environment or {})
+        newer = {"PATH": slurm_new.path(LOGIN_PATH)} if slurm_new.in_use() else {}
+        self.environment = {**newer, **(environment or {})}
         self.banner = banner
         self.second_factor = second_factor
         self.settings = dict(settings or {})
@@ -173,7 +178,7 @@ class SshRig:
     def _connections(self) -> list[Process]:
         """Return the server's processes that serve a connection."""
         leader = self.sshd.process
-        return [process for process in descendants(leader) if _is_sshd(process)] if leader else []
+        return [process for process in descendants(leader) if command_of(process) == "sshd"] if leader else []
 
     def change_host_key(self) -> None:
         """Start again with another host key, of which the client's known_hosts does not know."""
@@ -243,13 +248,6 @@ class SshRig:
         """
         argv = self.command(*remote, user=user, options=["-o", "BatchMode=yes"])
         return subprocess.run(argv, input=script, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def _is_sshd(process: Process) -> bool:
-    try:
-        return Path(f"/proc/{process.pid}/comm").read_text().strip() == "sshd"
-    except OSError:
-        return False
 
 
 def _keygen(path: Path, passphrase: str = "") -> None:

@@ -30,7 +30,8 @@ from nexa_infra.containers.credentials import Credentials
 from nexa_infra.errors import ConfigError, ContainerError, RunCancelledError, RunFailedError
 from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, manage, steps
-from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.scheduling.slurm import SlurmBatchArtifacts
 from nexa_infra.spec.cluster import Cluster
 from tests.rig.accounts import ADA
@@ -470,7 +471,7 @@ def test_signals_reach_the_program_once_and_ends_are_those_of_a_bare_one(
         "sent": ("told.py", image, [7, 9, 11], {}),
         "boxed": ("told.py", image, [0, 0], {}),
         "bare": ("told.py", image | {"runtime": "none"}, [0, 0], {}),
-        "warned": ("saving.py", image, [1], {"checkpoint": {"requeue": 1, "warning_seconds": 60}}),
+        "warned": ("saving.py", image, [1], {"checkpoint": {"requeue": 1}}),
     }
     runs = {}
     for name, (script, container, values, more) in asked.items():
@@ -492,7 +493,7 @@ def test_signals_reach_the_program_once_and_ends_are_those_of_a_bare_one(
     for name in ("boxed", "bare"):
         slurm.run(["scancel", f"{jobs[name]}_0"])
         slurm.run(["scontrol", "update", f"JobId={jobs[name]}_1", "EndTime=now"])
-    # As Slurm does it for --signal=B:USR1@60, without the wait.
+    # As Slurm does it for --signal=B:USR1@90, without the wait.
     slurm.run(["scancel", "--signal=USR1", "--batch", str(jobs["warned"])])
     for name in ("sent", "boxed", "bare"):
         with pytest.raises((RunFailedError, RunCancelledError)):

@@ -13,7 +13,7 @@ import pytest
 
 from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, manage, steps
-from nexa_infra.runs.record import read_submissions
+from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.scheduling.watch import Poll
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster

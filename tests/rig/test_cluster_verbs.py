@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nexa_infra.operations import manage
+from nexa_infra.runs.index import known_runs
 from nexa_infra.spec.cluster import Cluster
 from tests.rig.clusters import shell_config, states_by_sacct
 from tests.rig.slurm import SlurmRig
@@ -152,6 +154,77 @@ def test_retry_runs_only_what_failed_and_compare_sets_runs_beside_each_other(
     assert here.returncode == 0, here
     compared = verb("compare", run.id, "latest")
     assert compared.returncode == 0 and "score" in compared.stdout, compared
+
+
+def test_a_run_is_extended_by_what_it_has_not_finished(where: str, slurm: SlurmRig, tmp_path: Path) -> None:
+    mark = tmp_path / "mended"
+    script = f'[ "$2" != 2 ] || [ -e {mark} ] || exit 4'
+    assert verb("sweep", str(shell_config(tmp_path, script, [1, 2, 3])), "-c", where).returncode == 1
+    run = manage.find("latest")
+    mark.touch()
+    larger = shell_config(tmp_path, script, [4, 3, 2, 1], name="larger")
+    shown = verb("extend", run.id, str(larger), "-c", where, "--preview")
+    assert f"extends {run.id}: 2 of 4 trials finished there" in shown.stdout and "Array `0-1`" in shown.stdout, shown
+    extended = verb("extend", run.id, str(larger), "-c", where)
+    assert extended.returncode == 0 and "2 of 2 trials completed" in extended.stdout, extended
+    newest = next(entry.id for entry in known_runs(manage.home()) if entry.id != run.id)
+    assert states_by_sacct(slurm, newest) == ["COMPLETED"] * 2
+    again = verb("extend", newest, str(larger), "-c", where)
+    assert again.returncode == 1 and "all 4 trials of" in again.stderr and "nothing left to run" in again.stderr, again
+
+
+def test_a_limited_log_is_shown_with_its_gap_and_all_logs_are_packed(where: str, tmp_path: Path) -> None:
+    script = """
+    for each in $(seq 2000); do echo "line $2 $each"; done
+    for each in $(seq 2000); do echo "error $2 $each"; done >&2
+    echo "no such layer" >&2; [ "$2" != 2 ]
+    """
+    config = shell_config(tmp_path, script, [1, 2], job=", log_limit: 4K")
+    done = verb("sweep", str(config), "-c", where)
+    assert done.returncode == 1 and "error 2 2000\n    no such layer\n" in done.stderr, done
+    run = manage.find("latest")
+
+    shown = verb("logs", run.id, "1").stdout
+    assert shown.startswith("line 2 1\nline 2 2\n") and shown.endswith("line 2 1999\nline 2 2000\n")
+    assert shown.count("not kept (job.log_limit is 4K)") == 1 and len(shown) < 6000
+
+    into = tmp_path / "logs.tar.gz"
+    packed = verb("logs", run.id, "--pack", str(into))
+    assert packed.returncode == 0 and packed.stdout == f"{into}\n", packed
+    with tarfile.open(into) as archive:
+        names = {member.name.removeprefix(f"{run.id}/") for member in archive}
+        last = archive.extractfile(f"{run.id}/trials/1/attempt-1.err.last")
+        assert last is not None and b"\nno such layer\n" in last.read()
+    parts = {f"attempt-1.{stream}{part}" for stream in ("out", "err") for part in ("", ".before", ".last")}
+    assert names - {"job.log"} == {f"trials/{trial}/{part}" for trial in (0, 1) for part in parts}
+
+    again = verb("logs", run.id, "--pack", str(into), "--failed")
+    assert again.returncode == 1 and "there already" in again.stderr and again.stderr.count("\n") == 1, again
+    assert verb("logs", run.id, "--pack", str(into), "--failed", "--force").returncode == 0
+    with tarfile.open(into) as archive:
+        assert {member.name.split("/")[2] for member in archive if "/trials/" in member.name} == {"1"}
+
+
+def test_a_limited_log_is_followed_through_its_parts(where: str, slurm: SlurmRig, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    script = f"""
+    for burst in $(seq 12); do
+      for each in $(seq 40); do echo "line $burst $each"; done
+      until [ -e {mark}.$burst ]; do sleep 0.1; done
+    done
+    """
+    config = shell_config(tmp_path, script, [1], job=", log_limit: 4K")
+    with started("sweep", str(config), "-c", where) as client:
+        until(lambda: running(slurm, 1))
+        with started("logs", "latest", "0", "-f") as log:
+            assert log.stdout is not None
+            for burst in range(1, 13):
+                shown = [log.stdout.readline() for _ in range(40)]
+                assert shown == [f"line {burst} {each}\n" for each in range(1, 41)]
+                Path(f"{mark}.{burst}").touch()
+            assert log.stdout.read() == ""
+            assert log.wait(30) == 0
+        assert client.wait(60) == 0
 
 
 def test_another_clients_run_can_be_followed_from_its_directory_on_the_cluster(

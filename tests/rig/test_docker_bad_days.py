@@ -127,8 +127,8 @@ while :; do sleep 0.1; done"""
         {"image": docker.load(busybox_image)},
         command=["sh", "-c", script, "trial"],
         seeds=[1],
-        job={"time": "0:12"},
-        checkpoint={"requeue": 2, "warning_seconds": 10},
+        job={"time": "0:12", "signal_before_end": 10},
+        checkpoint={"requeue": 2},
     )
     run = launch.plan_sweep(config)
     launch.follow_run(run)

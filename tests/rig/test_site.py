@@ -36,7 +36,6 @@ REFUSED = [
     (", nodelist: n9", ["Invalid node name specified", "job.nodelist"]),
     (", partition: closed", ["permission"]),
     (", extra: {licenses: matlab}", ["Invalid license specification", "job.extra"]),
-    (", qos: tight", ["3 by QOS tight"]),
     (", env_file: ~/nosuch.env", ["job.env_file:", "nosuch.env is not there", "chmod 600"]),
 ]
 
@@ -66,19 +65,25 @@ def test_what_cannot_run_is_refused_in_the_schedulers_words_and_ours(
     assert not Path(cluster.workdir).exists() and not home.exists()
 
 
-def test_more_trials_than_one_array_takes_are_refused(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+def test_more_trials_than_one_array_takes_become_several(cluster: Cluster, home: Path, tmp_path: Path) -> None:
     config = shell_config(tmp_path, "true", [0])
     many = ", ".join(map(str, range(501)))
     config.write_text(config.read_text().replace("{n: [0]}", f"{{n: [0, 1], m: [{many}]}}"))
-    with pytest.raises(SubmitError, match=r"1,002 trials are more than one array takes there \(MaxArraySize 1001\)"):
-        launch.launch_slurm_sweep(config, submit=True, cluster=cluster)
+    said = steps.check(steps.plan(config, cluster=cluster))
+    assert said.array_size == 1000, "MaxArraySize 1001 is one more than the largest index"
+    assert "1,002 array tasks are more than one array takes there (1,000): 2 arrays" in said.notes
     assert not Path(cluster.workdir).exists()
 
 
-def test_what_the_block_allows_is_held_too(sshd: SshRig, home: Path, tmp_path: Path, workdir: Path) -> None:
-    cluster = cluster_at(sshd, workdir, limits={"max_submit": 2})
-    with pytest.raises(SubmitError, match="3 trials are more than may be queued at once: 2 by the cluster's block"):
-        steps.check(planned(tmp_path, cluster))
+def test_more_than_may_be_queued_at_once_is_told(
+    cluster: Cluster, sshd: SshRig, home: Path, tmp_path: Path, workdir: Path
+) -> None:
+    said = steps.check(planned(tmp_path, cluster, job=", qos: tight", count=4))
+    told = "4 array tasks are more than may be queued at once: 3 by QOS tight. The rest is submitted as room appears"
+    assert said.queue_size == 3 and told in said.notes
+    said = steps.check(planned(tmp_path, cluster_at(sshd, workdir, limits={"max_submit": 2, "max_array_size": 3})))
+    assert (said.array_size, said.queue_size) == (2, 2)
+    assert any("2 by the cluster's block" in note for note in said.notes)
     connections.close_all()
 
 

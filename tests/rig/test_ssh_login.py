@@ -21,7 +21,8 @@ import pytest
 
 from nexa_infra.errors import HostError
 from nexa_infra.hosts import login
-from nexa_infra.hosts.login import Login, UnreachableError, remember_passphrase
+from nexa_infra.hosts.base import UnreachableError
+from nexa_infra.hosts.login import Login, remember_passphrase
 from nexa_infra.hosts.ssh import SshHost
 from tests.rig.accounts import ADA, CODE
 from tests.rig.daemons import free_ports

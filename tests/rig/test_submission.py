@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections import Counter
@@ -11,9 +12,10 @@ import pytest
 
 from nexa_infra.errors import SubmitError
 from nexa_infra.operations import manage, steps
-from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import read_submissions
+from nexa_infra.scheduling.act import stop
 from nexa_infra.scheduling.submit import submit_trials
-from nexa_infra.scheduling.watch import stop
 from tests.chaos.test_submission import (
     Site,
     cancel,
@@ -103,19 +105,30 @@ def test_a_controller_that_is_away_is_asked_until_it_is_back(site: Site) -> None
     assert not site.queued(other) and not ran(other)
 
 
-def test_more_than_may_be_queued_is_refused_in_the_scheduler_s_words_and_submitted_later(site: Site) -> None:
+def test_more_than_may_be_queued_is_submitted_as_room_appears(site: Site) -> None:
     run = site.run("job.qos=tight", over_ssh=True)
     jobs = [site.slurm.submit("--hold", "--qos=tight") for _ in range(TIGHT_MAX_SUBMIT)]
-    for act in (submit, submit):  # the second client asks again, and hears the same
-        told = site.client(act, run).wait()
-        assert told.startswith(f"SubmitError: run {run.id}: sbatch refused the array: QOSMaxSubmitJobPerUserLimit"), (
-            told
-        )
-        assert "fewer trials, or wait" in told and f"`nexa-infra resume {run.id}`" in told
+    assert site.client(submit, run).wait() == "done", "the queue is full, which is no error: it is tried again"
+    assert not site.queued(run)
+    follower = site.client(resume, run)
+    wait(lambda: len(records(run)) > 1)
     site.slurm.run(["scancel", *jobs])
-    assert site.client(resume, run).wait() == "done"
+    assert follower.wait() == "done"
     assert ran(run) == started(run) == once()
-    assert records(run) == ["1.json"], "the intent is still the first"
+    voids = [json.loads(there(run, f"submissions/{name}").read_text())["void"] for name in records(run)]
+    assert voids[0] == "full" and None in voids
+    assert all(there(run, f"claims/nexa-{run.id}-{number + 1}").readlink() == Path("void")
+               for number, void in enumerate(voids) if void)  # fmt: skip
+
+
+def test_a_sweep_larger_than_the_queue_is_submitted_piece_by_piece(site: Site) -> None:
+    run = site.run("job.qos=tight", "sweep.parameters.i=[1,2,3,4,5,6,7,8]", over_ssh=True)
+    assert site.client(resume, run).wait(120) == "done"
+    assert ran(run) == started(run) == once(16)
+    arrays = [json.loads(there(run, f"submissions/{name}").read_text()) for name in records(run)]
+    taken = [each for each in arrays if each["void"] is None]
+    assert sum(each["trials"] for each in taken) == 16
+    assert len(taken) > 2 and all(each["trials"] <= TIGHT_MAX_SUBMIT for each in taken)
 
 
 def test_an_account_that_was_taken_away_is_one_error_and_resume_submits_once_it_is_back(site: Site) -> None:

@@ -24,7 +24,8 @@ from nexa_infra.hosts import connections
 from nexa_infra.operations import launch, steps
 from nexa_infra.operations.voice import speaker
 from nexa_infra.runs.ranks import Gang, read_gang, read_records
-from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.scheduling.watch import Poll
 from nexa_infra.settings import settings
 from nexa_infra.spec.cluster import Cluster
@@ -176,9 +177,9 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path, stack: ExitStack) -> Scene
         "chained": planned(
             "chained",
             time="1",
-            job=", nodelist: n1",
+            job=", nodelist: n1, signal_before_end: 16",
             seconds=0.8,
-            more="checkpoint: {chain_until_done: true, warning_seconds: 16}",
+            more="checkpoint: {chain_until_done: true}",
         ),
         "preempted": planned(
             "preempted",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from nexa_infra.monitoring.costs import Charge, estimate_run, price_trials
+from nexa_infra.monitoring.charges import Charge
+from nexa_infra.monitoring.estimates import estimate_run
 from nexa_infra.monitoring.prices import price_for
+from nexa_infra.monitoring.spending import price_trials
+from nexa_infra.runs.attempts import Attempt
 from nexa_infra.runs.record import Run
-from nexa_infra.runs.results import Attempt, Trial
+from nexa_infra.runs.results import Trial
 from nexa_infra.scheduling.slurm.billing import billing, read_weights
 from nexa_infra.scheduling.slurm.site import Site
 from nexa_infra.spec.cluster import Cluster
@@ -25,7 +29,7 @@ def a_run(units: int | None = None, job: Mapping[str, object] | None = None) -> 
         {"job": {"time": "01:00:00", **(job or {})}, "launcher": {"type": "command", "command": ["x"]},
          "sweep": {"parameters": {"n": [1, 2]}}}
     )  # fmt: skip
-    price = price_for(config.job, CLUSTER).model_copy(update={"units": units})
+    price = replace(price_for(config.job, CLUSTER), units=units)
     return Run(id="r", config=config, directory="/w/runs/r", workdir="/w", cluster=CLUSTER, price=price,
                created_at=datetime.now(UTC))  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,26 +14,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from nexa_infra.errors import NexaError, PriceError
-from nexa_infra.monitoring.costs import (
-    CostEstimate,
-    EstimateError,
-    attempt_cost,
-    attempt_hours,
-    estimate_batch_cost,
-    estimate_run,
-    price_trials,
-)
+from nexa_infra.monitoring.costs import estimate_batch_cost
+from nexa_infra.monitoring.estimates import CostEstimate, EstimateError, estimate_run
 from nexa_infra.monitoring.prices import price_for
-from nexa_infra.runs.record import Price, Run
-from nexa_infra.runs.results import Attempt, Trial, TrialState
+from nexa_infra.monitoring.spending import attempt_cost, attempt_hours, price_trials
+from nexa_infra.runs.attempts import Attempt, TrialState
+from nexa_infra.runs.prices import Price
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.results import Trial
 from nexa_infra.spec.cluster import Cluster
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.run import SweepConfig
 
 CORE = Price(item="cpu", unit="core-hour", usd_per_hour=Decimal("0.05"), provider="p", source="s", date="2026-11-23")
-GPU = CORE.model_copy(update={"item": "h100", "unit": "gpu-hour", "usd_per_hour": Decimal("3.25")})
+GPU = replace(CORE, item="h100", unit="gpu-hour", usd_per_hour=Decimal("3.25"))
 
 
 def a_run(cluster: Cluster | None = None, **config: Any) -> Run:
@@ -118,7 +116,7 @@ def test_an_estimate_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
     )
     assert [path.name for path in folder.iterdir()] == ["cost_estimate.json"]
     text = (folder / "cost_estimate.json").read_text()
-    assert CostEstimate.model_validate_json(text) == estimate
+    assert TypeAdapter(CostEstimate).validate_json(text) == estimate
     data = json.loads(text)
     assert (data["ceiling_usd"], data["unit_hours"], data["price"]["usd_per_hour"]) == ("1.61", "2", "0.805")
 
@@ -133,7 +131,8 @@ def test_no_walltime_is_no_ceiling() -> None:
 
 def test_a_runs_ceiling_counts_every_trial_node_gpu_and_attempt() -> None:
     job = {"time": "08:00:00", "nodes": 2, "gpus_per_node": 4, "gpu_type": "rtx_5090", "cost_per_gpu_hour": "3.25"}
-    estimate = estimate_run(a_run(job=job, retry={"times": 2}))
+    assert estimate_run(a_run(job=job, retry={"times": 2})).attempts_per_trial == 11, "each kind of end counts for itself"
+    estimate = estimate_run(a_run(job=job, retry={"times": 2, "on": ["failed"]}))
     assert estimate.attempts_per_trial == 3
     assert estimate.unit_hours == 4 * 3 * 2 * 4 * 8
     assert estimate.ceiling_usd == 768 * Decimal("3.25")
@@ -145,7 +144,7 @@ def test_a_runs_ceiling_counts_every_trial_node_gpu_and_attempt() -> None:
     ("config", "attempts"),
     [
         ({"checkpoint": {"requeue": 3}}, 4),
-        ({"checkpoint": {"requeue": 3}, "retry": {"times": 2}}, 6),
+        ({"checkpoint": {"requeue": 3}, "retry": {"times": 2}}, 14),
         ({"checkpoint": {"requeue": 3, "chain_until_done": True}}, 4),
         ({"checkpoint": {"dir": "/kept"}}, 1),
     ],

@@ -397,3 +397,16 @@ def test_nodes_that_have_met_are_not_given_up(node: Node) -> None:
 def test_a_folder_that_cannot_be_written_ends_the_node(node: Node) -> None:
     (node.folder / "a trial").touch()
     assert node.run("true") == 73
+
+
+def test_a_rank_s_log_keeps_the_beginning_and_the_end_within_its_limit(node: Node) -> None:
+    many = 300_000
+    assert node.run("seq", "-f", "%09.0f", str(many), WORLD="2", NEXA_GANG_LOG="524288 262144 16384") == 0
+    everything = "".join(f"{number:09}\n" for number in range(1, many + 1))
+    assert node.out == everything, "rank 0 is heard, and that has a limit of its own"
+    for rank in range(2):
+        beginning, end = node.log(rank), ""
+        for part in ("before", "last"):
+            end += (node.ranks / f"rank-{rank}.log.{part}").read_text()
+        assert everything.startswith(beginning) and everything.endswith(end)
+        assert len(beginning) > 2**18 and len(end) > 2**18 and len(beginning) + len(end) <= 2**20

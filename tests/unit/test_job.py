@@ -133,3 +133,9 @@ def test_a_job_is_frozen_and_survives_its_record() -> None:
     assert SlurmJob.model_validate_json(asked.model_dump_json()) == asked
     with pytest.raises(ValidationError, match="frozen"):
         asked.nodes = 3  # type: ignore[misc]
+
+
+def test_a_warning_that_nobody_asked_for_is_none_after_the_record_was_read_back() -> None:
+    for given, asked in (({}, False), ({"signal": "USR1"}, True), ({"signal_before_end": 90}, True)):
+        job = SlurmJob.model_validate_json(SlurmJob.model_validate(given).model_dump_json())
+        assert (job.warns, job.warning_signal, job.warning_seconds) == (asked, "USR1", 90)

@@ -125,11 +125,28 @@ def test_a_script_of_a_gang_passes_shellcheck(
 
 
 def test_a_job_that_requeues_itself_is_warned_and_requeued_by_slurm_s_options() -> None:
-    text = script({}, {}, checkpoint={"requeue": 2, "warning_seconds": 120})
+    text = script({"signal_before_end": 120}, {}, checkpoint={"requeue": 2})
     assert "#SBATCH --requeue\n#SBATCH --signal=B:USR1@120\n" in text
     assert "nexa_restarts < 2" in text and "sleep 60\n" in text
     assert "nexa_restarts <" not in script({}, {}, checkpoint={"chain_until_done": True})
     assert "requeue" not in script({}, {}) and "USR1@" not in script({}, {})
+
+
+def test_a_job_is_warned_by_the_signal_that_it_asks_for_and_without_a_checkpoint_only_where_it_asks() -> None:
+    command = {"type": "python"}
+    for job, option in (
+        ({"signal": "HUP"}, "HUP@90"),
+        ({"signal_before_end": 60}, "USR1@60"),
+        ({"signal": "USR1"}, "USR1@90"),
+    ):
+        text = script(job, command)
+        assert f"#SBATCH --signal=B:{option}\n" in text and "requeue" not in text
+        assert f"\ntrap 'forward {option[:-3]}' {option[:-3]}\n" in text
+        assert f'$nexa_caught == " {option[:-3]}"' in function(text, "ended_by")
+    assert "--signal" not in script({}, command) and "forward HUP" not in script({}, command)
+    assert "#SBATCH --requeue\n#SBATCH --signal=B:INT@90\n" in script(
+        {"signal": "INT"}, command, checkpoint={"requeue": 1}
+    )
 
 
 # Ends of a trial: what the script says of why, with Slurm's word on the job.

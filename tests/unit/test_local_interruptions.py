@@ -64,7 +64,7 @@ def refused(run: Run, home: Path) -> str:
 
 
 def test_a_program_that_saves_itself_when_warned_goes_on_in_another_attempt() -> None:
-    trial = followed(a_run("70", "143", job={"time": "0:14"}, checkpoint={"requeue": 5, "warning_seconds": 10}))
+    trial = followed(a_run("70", "143", job={"time": "0:14", "signal_before_end": 10}, checkpoint={"requeue": 5}))
     assert trial.state == "completed" and trial.attempt >= 2
     assert [each.cause for each in trial.attempts] == ["timeout"] * (trial.attempt - 1) + [None]
     assert all(each.signal == "USR1" for each in trial.attempts[:-1])
@@ -73,14 +73,21 @@ def test_a_program_that_saves_itself_when_warned_goes_on_in_another_attempt() ->
 
 
 def test_a_program_that_saves_itself_and_exits_well_goes_on_as_well() -> None:
-    trial = followed(a_run("70", "0", job={"time": "0:14"}, checkpoint={"requeue": 5, "warning_seconds": 10}))
+    trial = followed(a_run("70", "0", job={"time": "0:14", "signal_before_end": 10}, checkpoint={"requeue": 5}))
+    assert trial.state == "completed" and trial.attempt >= 2
+    assert [each.cause for each in trial.attempts] == ["timeout"] * (trial.attempt - 1) + [None]
+
+
+@pytest.mark.parametrize("code", ["0", "143"])
+def test_a_program_that_is_warned_and_saves_itself_goes_on_by_a_retry(code: str) -> None:
+    trial = followed(a_run("70", code, job={"time": "0:14", "signal_before_end": 10}, retry={"times": 5}))
     assert trial.state == "completed" and trial.attempt >= 2
     assert [each.cause for each in trial.attempts] == ["timeout"] * (trial.attempt - 1) + [None]
 
 
 def test_no_more_attempts_are_made_than_may_be() -> None:
     with pytest.raises(RunFailedError, match=r"ended after the warning that its walltime would soon be over"):
-        launch.follow_run(a_run("999", "9", job={"time": "0:11"}, checkpoint={"requeue": 1, "warning_seconds": 10}))
+        launch.follow_run(a_run("999", "9", job={"time": "0:11", "signal_before_end": 10}, checkpoint={"requeue": 1}))
     trial = steps.look(manage.find("latest"))[0]
     assert (trial.state, trial.attempt) == ("timeout", 2)
     assert [each.cause for each in trial.attempts] == ["timeout", "timeout"]
@@ -88,7 +95,7 @@ def test_no_more_attempts_are_made_than_may_be() -> None:
 
 @pytest.mark.parametrize("checkpoint", [{"requeue": 1}, {"chain_until_done": True}])
 def test_a_program_that_is_done_although_it_was_warned_has_completed(checkpoint: dict[str, Any]) -> None:
-    trial = followed(a_run("999", "-1", job={"time": "0:14"}, checkpoint={**checkpoint, "warning_seconds": 10}))
+    trial = followed(a_run("999", "-1", job={"time": "0:14", "signal_before_end": 10}, checkpoint=checkpoint))
     assert (trial.state, trial.attempt, trial.attempts[0].signal) == ("completed", 1, "USR1")
     assert trial.attempts[0].cause is None
 
@@ -98,9 +105,9 @@ def test_a_chain_that_makes_no_checkpoint_ends() -> None:
     run = launch.plan_training(
         TrainingConfig.model_validate(
             {
-                "job": {"time": "0:11"},
+                "job": {"time": "0:11", "signal_before_end": 10},
                 "launcher": launcher,
-                "checkpoint": {"chain_until_done": True, "warning_seconds": 10},
+                "checkpoint": {"chain_until_done": True},
             }
         )
     )
@@ -148,8 +155,8 @@ def test_checkpoints_are_kept_where_the_config_says(tmp_path: Path) -> None:
     run = a_run(
         "999",
         "143",
-        job={"time": "0:13"},
-        checkpoint={"dir": f"{tmp_path}/it's kept", "requeue": 1, "warning_seconds": 10},
+        job={"time": "0:13", "signal_before_end": 10},
+        checkpoint={"dir": f"{tmp_path}/it's kept", "requeue": 1},
     )
     with pytest.raises(RunFailedError):
         launch.follow_run(run)

@@ -19,8 +19,9 @@ from nexa_infra.errors import BudgetError, ConfigError, NexaError, RunCancelledE
 from nexa_infra.operations import manage, steps
 from nexa_infra.operations.launch import follow_run
 from nexa_infra.runs.index import known_runs
-from nexa_infra.runs.record import Run, read_submissions
+from nexa_infra.runs.record import Run
 from nexa_infra.runs.results import Trial, read_results
+from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.scheduling.local import is_supervised
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
 from tests.conftest import processes_of

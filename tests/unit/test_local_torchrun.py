@@ -183,8 +183,8 @@ def test_a_training_that_reaches_its_walltime_goes_on_from_its_checkpoint(projec
     config = a_training(
         TWO,
         {"epochs": STEPS // 10, "step_seconds": 0.35},
-        job={"name": "test", "time": "0:30"},
-        checkpoint={"requeue": 8, "warning_seconds": 10},
+        job={"name": "test", "time": "0:30", "signal_before_end": 10},
+        checkpoint={"requeue": 8},
     )
     launch.follow_run(launch.plan_training(config))
     run = manage.find("latest")

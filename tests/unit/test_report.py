@@ -6,10 +6,11 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,19 +19,24 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
-from nexa_infra.monitoring.costs import estimate_run, price_trials
+from nexa_infra.monitoring.estimates import estimate_run
 from nexa_infra.monitoring.report import (
     CostReport,
     build_report,
+    read_report,
     to_json,
     to_markdown,
     to_table,
     to_terminal,
 )
-from nexa_infra.monitoring.report_model import ImageUsed
+from nexa_infra.monitoring.report_model import LEFT_OUT, ImageUsed, Polling
 from nexa_infra.monitoring.report_text import escape, money, quantity, ranges, rate, shorten, wrap
-from nexa_infra.runs.record import Price, Run, Snapshot
-from nexa_infra.runs.results import Attempt, Trial, TrialState
+from nexa_infra.monitoring.spending import price_trials
+from nexa_infra.operations import steps
+from nexa_infra.runs.attempts import Attempt, TrialState
+from nexa_infra.runs.prices import Price
+from nexa_infra.runs.record import Run, Snapshot
+from nexa_infra.runs.results import Trial
 from nexa_infra.spec.run import SweepConfig
 from nexa_infra.spec.sweep import trial_hash
 
@@ -48,6 +54,8 @@ TAILS = {
     3: 'Traceback (most recent call last):\n  File "train.py", line 12, in <module>\nValueError: NaN | infinity\n',
     9: "epoch 1\repoch 2\repoch 3\n\x1b[31mKilled\x1b[0m\n",
 }
+
+ENDS = {"preempted": 1, "failed": 2}
 
 
 def a_run(price: Price = CPU, directory: str = "/home/ada/digits/.nexa/runs", **config: Any) -> Run:
@@ -106,7 +114,9 @@ def twelve(run: Run) -> tuple[Trial, ...]:
 def the_report() -> CostReport:
     run = a_run()
     estimate = estimate_run(run, [2.0, 2.5, 3.0])
-    return build_report(run, twelve(run), estimate, end="failed", reason="trials 3 and 9", stderr_tails=TAILS)
+    return build_report(
+        run, twelve(run), estimate, end="failed", reason="trials 3 and 9", stderr_tails=TAILS, ends=ENDS
+    )
 
 
 def report_of(run: Run, *trials: Trial, **how: Any) -> CostReport:
@@ -134,10 +144,9 @@ def test_the_report_of_twelve_trials_reads_as_the_golden_file(form: Any, name: s
 def test_the_same_run_reads_the_same_twice_and_survives_json() -> None:
     report = the_report()
     assert to_json(report) == to_json(the_report())
-    # What only a training or a container has is left out where there is none of it.
-    left_out = {"measured", "image"}
-    assert list(json.loads(to_json(report))) == [name for name in CostReport.model_fields if name not in left_out]
-    again = CostReport.model_validate_json(to_json(report))
+    # What only a training, a container or an extension has is left out where there is none of it.
+    assert list(json.loads(to_json(report))) == [each.name for each in fields(CostReport) if each.name not in LEFT_OUT]
+    again = read_report(to_json(report))
     assert to_json(again) == to_json(report)
     assert to_markdown(again) == to_markdown(report)
 
@@ -146,16 +155,79 @@ def test_the_image_is_named_by_its_digest_and_as_it_was_asked_for() -> None:
     digest = "sha256:" + "ab" * 32
     image = f"registry.example.org/lab/train@{digest}"
     used = ImageUsed(image=image, digest=digest, asked="registry.example.org/lab/train:1.2", runtime="apptainer")
-    report = the_report().model_copy(update={"image": used})
+    report = replace(the_report(), image=used)
     told = f"{image}, asked for as registry.example.org/lab/train:1.2, by apptainer"
     assert ["Image", told] in tables(to_markdown(report))[0]
     assert "registry.example.org/lab/train:1.2, by apptainer" in to_terminal(report)
     assert digest in to_terminal(report).split()
-    assert json.loads(to_json(report))["image"] == used.model_dump()
+    assert json.loads(to_json(report))["image"] == asdict(used)
     # A file's path says nothing of what is in it.
     file = ImageUsed(image="/images/train.sif", digest=digest, asked="/images/train.sif", runtime="apptainer")
-    markdown = to_markdown(report.model_copy(update={"image": file}))
+    markdown = to_markdown(replace(report, image=file))
     assert ["Image", f"/images/train.sif ({digest}), by apptainer"] in tables(markdown)[0]
+
+
+def test_bad_ends_are_told_apart_the_most_frequent_first() -> None:
+    ends = {"failed": 1, "deadline": 1, "node_fail": 2, "timeout": 3, "out_of_memory": 4, "preempted": 1_000, "odd": 1}
+    told = (
+        "1,000 preemptions, 4 out of memory, 3 timeouts, 2 node crashes, 1 missed deadline, "
+        "1 error of the program itself, 1 odd"
+    )
+    report = report_of(a_run(), end="unfinished", ends=ends)
+    assert json.loads(to_json(report))["ends"] == ends
+    assert ["Ended badly", told] in tables(to_markdown(report))[0]
+    assert "Ended badly 1,000 preemptions, 4 out of memory, 3 timeouts" in to_terminal(report)
+    well = report_of(a_run())
+    assert json.loads(to_json(well))["ends"] == {}
+    assert "Ended badly" not in to_markdown(well) + to_terminal(well)
+
+
+def test_every_attempt_that_ended_badly_counts_and_nobody_else_ended_one_on_this_machine(tmp_path: Path) -> None:
+    run = a_run(directory=str(tmp_path))
+    first = Attempt(0, 1, 100.0, "here", None, None)
+    late = Attempt(1, 1, 100.0, "here", 160.0, 143, "TERM", cause="timeout")
+    done = [replace(a_trial(run, n).attempts[0], number=2) for n in range(2)]
+    failed = [Attempt(2, number, 100.0, "here", 101.0, 1) for number in (1, 2, 3)]
+    trials = [
+        replace(a_trial(run, 0), attempts=(first, done[0])),
+        replace(a_trial(run, 1), attempts=(late, done[1])),
+        replace(a_trial(run, 2, "failed"), attempts=tuple(failed)),
+        a_trial(run, 3),
+    ]
+    report = steps.build(run, price_trials(run, trials))
+    assert list(report.ends.items()) == [("failed", 3), ("interrupted", 1), ("timeout", 1)]
+    assert report.polls is None
+
+
+def test_what_the_scheduler_was_asked_is_told_where_it_was_asked() -> None:
+    polls = Polling(30.0, {"polls": 120, "squeue": 61, "shared": 59, "sacct": 2})
+    told = "every 30 s at the least: 120 polls, 61 squeue calls (59 answers shared with other runs), 2 sacct"
+    report = report_of(a_run(), polls=polls)
+    assert json.loads(to_json(report))["polls"] == {"period": 30.0, "calls": dict(polls.calls)}
+    assert read_report(to_json(report)) == report
+    assert ["Polls", told] in tables(to_markdown(report))[0]
+    assert "Polls       every 30 s at the least: 120 polls, 61 squeue calls" in to_terminal(report)
+    alone = report_of(a_run(), polls=Polling(0.5, {"polls": 1, "squeue": 1}))
+    assert "every 0.5 s at the least: 1 poll, 1 squeue call |" in to_markdown(alone)
+    assert "polls" not in json.loads(to_json(report_of(a_run())))
+
+
+def test_a_report_is_built_from_what_has_no_more_than_a_runs_attributes() -> None:
+    run = a_run()
+    data = json.loads(run.model_dump_json())
+    spoken = json.loads(json.dumps(data), object_hook=lambda each: SimpleNamespace(**each))
+    spoken.kind, spoken.trials, spoken.labels = "sweep", run.trials, run.labels
+    spoken.created_at, spoken.price.usd_per_hour = run.created_at, run.price.usd_per_hour
+    spoken.price = Price(**vars(spoken.price))
+    spoken.config.checkpoint.most_requeues = 0
+    for name in ("walltime", "gpus", "cores"):
+        setattr(spoken.config.job, name, getattr(run.config.job, name))
+    estimate = estimate_run(spoken, [2.0, 2.5, 3.0])
+    trials = price_trials(spoken, [replace(each, usd=None) for each in twelve(run)])
+    report = build_report(
+        spoken, trials, estimate, end="failed", reason="trials 3 and 9", stderr_tails=TAILS, ends=ENDS
+    )
+    assert report == the_report()
 
 
 def test_the_sums_are_those_of_the_trials() -> None:
@@ -393,7 +465,7 @@ HOSTILE = st.one_of(
 def hostile_report(values: list[str], reason: str, metric: str) -> tuple[CostReport, tuple[Trial, ...]]:
     """A report that holds hostile text wherever a run can put it."""
     run = a_run(
-        price=CPU.model_copy(update={"item": values[0] or "x", "source": values[1]}),
+        price=replace(CPU, item=values[0] or "x", source=values[1]),
         directory=f"/w/{values[2].replace(chr(0), '')}",
     ).model_copy(update={"labels": {"flow_run_url": values[3]}})
     objective = run.config.objective

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from nexa_infra.monitoring.costs import Charge
-from nexa_infra.runs.record import Submission
-from nexa_infra.runs.results import Attempt, TaskState
+from nexa_infra.monitoring.charges import Charge
+from nexa_infra.runs.attempts import Attempt, TaskState
+from nexa_infra.runs.submissions import Submission
 from nexa_infra.scheduling.slurm.tasks import (
     Left,
     Trials,
@@ -35,12 +36,12 @@ def submission(number: int = 1, trials: int = 4, *, chunk: int = 0, chunks: int 
         chunks=chunks,
         created_at=datetime(2026, 11, 24, tzinfo=UTC),
     )
-    return made, [(task * chunks + chunk, 1) for task in range(trials)]
+    return made, [[(task * chunks + chunk, 1)] for task in range(trials)]
 
 
 def listed(number: int, *trials: tuple[int, int]) -> tuple[Submission, Trials]:
     made, _ = submission(number, len(trials))
-    return made.model_copy(update={"listed": f"submissions/{number}.trials"}), list(trials)
+    return replace(made, listed=f"submissions/{number}.trials"), [[trial] for trial in trials]
 
 
 def sacct(*rows: str) -> list[AccountingRow]:
@@ -175,7 +176,7 @@ def test_chunks_are_strided_over_the_trials() -> None:
 def test_a_requeued_task_has_an_attempt_a_row() -> None:
     accounts = sacct("9_0|NODE_FAIL|0:0|10|1", "9_0|REQUEUED|0:0|20|1", "9_0|COMPLETED|0:0|30|1")
     one = [submission(1, 1)]
-    assert [number for _, number, _ in charged(one, accounts)] == [1, 2, 3]
+    assert [number for _, number, _ in charged(one, accounts, {})] == [1, 2, 3]
     assert states(one, "", accounts, attempts((0, 1, None), (0, 2, None), (0, 3, 0))) == {0: (3, "COMPLETED")}
     waiting = "9|9|0|PENDING|BeginTime|nexa-r-1"
     tried = attempts((0, 1, None), (0, 2, None))
@@ -206,7 +207,7 @@ def test_an_id_that_was_given_to_another_job_says_nothing() -> None:
 @pytest.mark.parametrize("task", ["[4-9%2]", "", "[0,3,...", "7"])
 def test_a_task_that_the_array_has_not_is_left_out(task: str) -> None:
     accounts = sacct(f"9_{task}|FAILED|1:0|60|1" if task else "9|FAILED|1:0|60|1")
-    assert list(charged([submission()], accounts)) == []
+    assert list(charged([submission()], accounts, {})) == []
 
 
 @pytest.mark.parametrize("tasks_", ["[0-3]", "[0-3%2]", "[0,1,2-3]", "[0-3:1]"])
@@ -215,7 +216,9 @@ def test_the_tasks_of_an_array_that_never_ran_are_one_row(tasks_: str) -> None:
     found = tasks([submission()], "", accounts)
     assert {trial: task.state for trial, task in found.items()} == dict.fromkeys(range(4), "CANCELLED")
     assert all("CANCELLED by 0" in task.words for task in found.values())
-    assert charges([submission()], accounts) == {(trial, 1): Charge(0, 0, 0, 0) for trial in range(4)}, "known: nothing"
+    assert charges([submission()], accounts, {}) == {(trial, 1): Charge(0, 0, 0, 0) for trial in range(4)}, (
+        "known: nothing"
+    )
 
 
 def test_a_waiting_task_that_vanished_was_cancelled() -> None:
@@ -268,7 +271,7 @@ def test_an_earlier_submission_s_end_explains_nothing() -> None:
 
 def test_every_attempt_is_charged_for_what_it_held() -> None:
     accounts = sacct("9_0|NODE_FAIL|0:0|10|1", "9_0|REQUEUED|0:0|20|1", "9_0|RUNNING|0:0|5|1", "9_1|COMPLETED|0:0|60|1")
-    assert charges([submission(1, 2)], accounts) == {
+    assert charges([submission(1, 2)], accounts, {}) == {
         (0, 1): Charge(10, 2, 1, 2),
         (0, 2): Charge(20, 2, 1, 2),
         (1, 1): Charge(60, 2, 1, 2),
@@ -280,7 +283,7 @@ def test_a_retry_is_charged_under_its_own_attempt() -> None:
     accounts = sacct(
         "9_0|COMPLETED|0:0|60|1", "9_1|FAILED|1:0|30|1", "12_0|COMPLETED|0:0|40|2", "77_0|COMPLETED|0:0|9|6"
     )
-    assert {key: charge.seconds for key, charge in charges(both, accounts).items()} == {
+    assert {key: charge.seconds for key, charge in charges(both, accounts, {}).items()} == {
         (0, 1): 60,
         (1, 1): 30,
         (1, 2): 40,
@@ -289,12 +292,12 @@ def test_a_retry_is_charged_under_its_own_attempt() -> None:
 
 def test_what_gave_way_is_paid_for_too() -> None:
     accounts = sacct("9_0|COMPLETED|0:0|60|1", "12_0|COMPLETED|0:0|2|1")
-    assert charges([submission(1, 1)], accounts) == {(0, 1): Charge(2, 2, 1, 2, Charge(60, 2, 1, 2))}
+    assert charges([submission(1, 1)], accounts, {}) == {(0, 1): Charge(2, 2, 1, 2, Charge(60, 2, 1, 2))}
 
 
 def test_an_attempt_that_went_on_with_fewer_nodes_is_one_and_paid_for_by_what_it_held_when() -> None:
     resized = sacct("9_0|RESIZING|0:0|21|1", "9_0|COMPLETED|0:0|71|1")
-    assert charges([submission(1, 1)], resized) == {(0, 1): Charge(71, 2, 1, 2, Charge(21, 2, 1, 2))}
+    assert charges([submission(1, 1)], resized, {}) == {(0, 1): Charge(71, 2, 1, 2, Charge(21, 2, 1, 2))}
     tried = {0: [Attempt(0, 1, 1.0, "n1", 90.0, 0)]}
     found = task_states([submission(1, 1)], [], [], resized, tried, "60")
     assert found[0].attempt == 1 and found[0].state == "COMPLETED"
@@ -304,4 +307,4 @@ def test_an_attempt_that_went_on_with_fewer_nodes_is_one_and_paid_for_by_what_it
 
 def test_what_accounting_cannot_say_is_not_charged_as_nothing() -> None:
     row = read_accounting("9_0|FAILED|1:0|0:0|60||cpu=2|1000|1001|1061|n1|None|nexa-r-1")
-    assert charges([submission(1, 1)], row) == {}
+    assert charges([submission(1, 1)], row, {}) == {}

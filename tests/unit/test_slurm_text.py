@@ -320,6 +320,12 @@ def test_every_kind_of_row_is_read() -> None:
     assert [row.state for row in rows[-3:]] == ["REQUEUED", "PENDING", "DEADLINE"]
 
 
+def test_a_lost_node_has_no_exit_code() -> None:
+    """22.05 writes 0:0 for it, and 24.11 writes 1:0; neither heard of the script's."""
+    told = f"15_3|NODE_FAIL|{{}}|0:0|12|{ONE}|{ONE}|{TIMES}|n1|None|lost\n"
+    assert read_accounting(told.format("1:0")) == read_accounting(told.format("0:0"))
+
+
 def test_a_state_that_was_cut_and_numbers_that_are_empty_are_read() -> None:
     (row,) = read_accounting("7|CANCELLED+||||||||||||\n")
     assert (row.state, row.exit_code, row.signal, row.elapsed, row.name) == ("CANCELLED", 0, 0, 0, "|")

@@ -22,6 +22,11 @@ from nexa_infra.scheduling.slurm.words import ended, waiting
          "failed with exit code 139 (FAILED): its program was ended by signal 11, SIGSEGV"),
         ("FAILED", {"signal": 9, "node": "n2", "reason": "JobLaunchFailure"},
          "was ended by signal 9, SIGKILL on n2 (FAILED): often for want of memory"),
+        # Newer ones' squeue tells the signal.
+        ("FAILED", {"reason": "RaisedSignal:11(Segmentation fault)"}, "was ended by signal 11, SIGSEGV (FAILED)"),
+        ("FAILED", {"reason": "RaisedSignal:53(Real-time signal 19)", "signal": 53},
+         ("could not be set up (FAILED, signal 53): "
+          "its log's folder is missing on the node, or cannot be written there")),
         ("FAILED", {"signal": 12}, "was ended by signal 12, SIGUSR2 (FAILED)"),
         ("FAILED", {"signal": 99}, "was ended by signal 99 (FAILED)"),
         ("FAILED", {"signal": 53, "node": "n1"},
@@ -96,8 +101,9 @@ DOWN = "ReqNodeNotAvail, UnavailableNodes:gpu_[1-2]"
          "choose another job.partition, or wait", MAY),
         (DOWN, "waiting for nodes that are down, drained or reserved", "`sinfo -R` tells why", MAY),
         (f"{DOWN},BeginTime", "waiting for nodes that are down, drained or reserved", "`sinfo -R` tells why", MAY),
-        ("ReqNodeNotAvail, May be reserved for other job", "waiting for nodes that may be reserved for others",
-         "`scontrol show reservation` tells until when; a shorter job.time may fit in before", MAY),
+        ("ReqNodeNotAvail, May be reserved for other job", "waiting for nodes that are drained, or kept for others",
+         "`sinfo -R` and `scontrol show reservation` tell which and until when; a shorter job.time may fit in before",
+         MAY),
         ("ReqNodeNotAvail, Reserved for maintenance", "waiting, not to run into a maintenance of the nodes",
          "lower job.time to end before it, or wait until after", MAY),
         ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",

@@ -134,6 +134,7 @@ def test_one_torchrun_is_started_on_each_node() -> None:
         "NEXA_GANG_RESTARTS": "0",
         "NEXA_GANG_BACKEND": "c10d",
         "NEXA_GANG_TIMEOUT": "600",
+        "NEXA_GANG_WARNING": "USR1",
     }
 
 

@@ -23,16 +23,16 @@ from nexa_infra.hosts.local import LocalHost
 from nexa_infra.monitoring.costs import estimate_run
 from nexa_infra.monitoring.measured import measure, plot_files
 from nexa_infra.monitoring.plots import draw, draw_all
-from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown, to_terminal
+from nexa_infra.monitoring.report import CostReport, build_report, read_report, to_json, to_markdown, to_terminal
 from nexa_infra.runs import series
+from nexa_infra.runs.attempts import Attempt, TaskState
 from nexa_infra.runs.record import Price, Run
-from nexa_infra.runs.results import Attempt, TaskState
 from nexa_infra.runs.series import MetricsLog, Recorder
-from nexa_infra.scheduling.decide import Policy, Vitals
+from nexa_infra.scheduling.decide import Vitals
+from nexa_infra.scheduling.policies import policy_of
 from nexa_infra.scheduling.slurm import mirror
 from nexa_infra.scheduling.slurm.client import section, sections
 from nexa_infra.scheduling.vitals import MetricsWatch
-from nexa_infra.scheduling.watch import policy_of
 from nexa_infra.spec.load import load_config
 from nexa_infra.spec.policy import Health, Objective
 from nexa_infra.spec.run import TrainingConfig
@@ -160,7 +160,7 @@ def test_the_report_survives_json_with_metrics_and_is_as_it_was_without(tmp_path
     report = report_of(tmp_path)
     data = json.loads(to_json(report), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert [each["name"] for each in data["measured"]["metrics"]] == ["train_loss", "accuracy", "a|b `x` $y$"]
-    assert CostReport.model_validate_json(to_json(report)) == report
+    assert read_report(to_json(report)) == report
     bare = report_of(tmp_path, None)
     assert "measured" not in json.loads(to_json(bare))
     assert "Metrics" not in to_markdown(bare) + to_terminal(bare)
@@ -252,7 +252,7 @@ def test_a_stall_counts_from_the_last_line_or_the_start_and_only_while_the_trial
 ) -> None:
     run = a_run(tmp_path, health={"stalled_after": "00:01:00"})
     policy = policy_of(run)
-    assert policy == Policy(retry_on=policy.retry_on, max_failures=None, nan="warn", silence=60.0, stalled="warn")
+    assert (policy.nan, policy.silence, policy.stalled) == ("warn", 60.0, "warn")
     now = 1000.0
     monkeypatch.setattr("nexa_infra.scheduling.vitals.time.monotonic", lambda: now)
     watch = MetricsWatch(run)

@@ -25,7 +25,8 @@ from nexa_infra.__main__ import main
 from nexa_infra.operations import manage, steps
 from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.index import known_runs
-from nexa_infra.runs.record import Run, Submission, write_submission
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission, write_submission
 from nexa_infra.scheduling.local import is_supervised
 from nexa_infra.settings import settings
 from nexa_infra.spec.run import SweepConfig
@@ -569,7 +570,7 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
 def test_help_and_version_are_told() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", verb("--version").stdout)
     told = verb("--help").stdout
-    verbs = "sweep train status logs cancel resume retry report fetch compare clean doctor"
+    verbs = "sweep extend train status logs cancel throttle resume retry report fetch compare clean doctor"
     assert re.findall(r"│ ([a-z]+) ", told) == verbs.split()
     assert "--dry-run" in verb("clean", "--help").stdout
 

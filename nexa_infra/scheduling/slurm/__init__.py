@@ -16,9 +16,11 @@ from nexa_infra.monitoring.costs import CostEstimate, estimate_batch_cost
 from nexa_infra.monitoring.report import CostReport
 from nexa_infra.monitoring.report_text import counted, money
 from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.record import Run, Submission
+from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import Submission
+from nexa_infra.scheduling.arguments import array_spec, log_option
 from nexa_infra.scheduling.base import Admission
-from nexa_infra.scheduling.script import array_spec, log_option, render_script, script_of, write_script
+from nexa_infra.scheduling.script import render_script, script_of, write_script
 from nexa_infra.scheduling.torchrun import placement_of
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.launcher import Launcher

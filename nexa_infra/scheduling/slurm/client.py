@@ -74,19 +74,73 @@ class SlurmClient:
         self.ask(f"scancel -- {join(ids)}" if ids else "true")
 
 
-def queue_command(prefix: str) -> str:
-    """Return shell that prints this user's jobs whose names begin with a prefix, ended ones that are known included."""
+def queue_command(prefix: str, *, cache: str | None = None, age: float = 0.0) -> str:
+    """Return shell that prints this user's jobs whose names begin with a prefix, ended ones that are known included.
+
+    Before them come two lines: whether squeue was asked, or what it told another run is shared, and how many
+    array tasks of this user wait or run in all. `cache` is a file in the run's workdir, there, for all runs to
+    share; what is older than `age` seconds, or than the run's last submission, is asked again.
+    """
     # One call for the whole run; SLURM_BITSTR_LEN=0 keeps long lists of array tasks whole.
-    return (
-        f'nexa_queue=$(SLURM_BITSTR_LEN=0 squeue -h -u "$(id -un)" -t all -o {quote(QUEUE_FORMAT)} 2>&1)\n'
-        "nexa_code=$?\n"
-        "if [ $nexa_code -ne 0 ]; then printf '%s\\n' \"$nexa_queue\"; else\n"
-        f"printf '%s\\n' \"$nexa_queue\" | grep -F -- {quote('|' + prefix)}; true; fi\n"
-        "(exit $nexa_code)"
-    )
+    squeue = f'SLURM_BITSTR_LEN=0 squeue -h -u "$(id -un)" -t all -o {quote(QUEUE_FORMAT)}'
+    return f"""nexa_ask() {{
+  nexa_queue=$({squeue} 2>&1)
+  nexa_code=$?
+}}
+nexa_said=asked
+{_shared(cache, age) if cache else "nexa_ask"}
+if [ $nexa_code -ne 0 ]; then printf '%s\n' "$nexa_queue"; else
+printf '%s\n' "$nexa_said"
+printf '%s\n' "$nexa_queue" | awk -F'|' '{_COUNT}'
+printf '%s\n' "$nexa_queue" | grep -F -- {quote("|" + prefix)}; true; fi
+(exit $nexa_code)"""
 
 
-def read_answer(found: tuple[str, int], prefix: str) -> list[QueueRow]:
+# Counts array tasks: `1-41:2%1,50` are 22.
+_COUNT = r"""
+$4 == "PENDING" || $4 == "RUNNING" || $4 == "CONFIGURING" || $4 == "COMPLETING" || $4 == "SUSPENDED" {
+  text = $3; sub(/%.*/, "", text); gsub(/[][]/, "", text); pieces = split(text, piece, ",")
+  for (i = 1; i <= pieces; i++) {
+    step = 1; if (split(piece[i], part, ":") > 1) step = part[2]
+    if (split(part[1], ends, "-") > 1) total += int((ends[2] - ends[1]) / step) + 1; else total++
+  }
+}
+END { print total + 0 }"""
+
+
+def _shared(cache: str, age: float) -> str:
+    """Return shell that takes squeue's answer from another run's poll, or asks and leaves it for others."""
+    return f"""nexa_cache={quote(cache)}-$(printf '%s' "${{SLURM_CONF-}}" | cksum | tr ' ' -)
+nexa_young() {{
+  [ -O "$nexa_cache" ] && [ {age:.3f} != 0.000 ] || return 1
+  nexa_age=$(($(date +%s%N) / 1000000 - $(date -r "$nexa_cache" +%s%N) / 1000000))
+  [ "$nexa_age" -ge 0 ] && [ "$nexa_age" -lt {1000 * age:.0f} ] || return 1
+  [ -z "$(find submissions cancelled -newer "$nexa_cache" 2>/dev/null | head -n 1)" ]
+}}
+# While one asks, others wait for its answer.
+command exec 8>>"$nexa_cache.lock" 2>/dev/null && flock -w 20 8
+if nexa_young && nexa_queue=$(cat -- "$nexa_cache" 2>/dev/null); then nexa_said=shared nexa_code=0; else
+  # It is as old as the question.
+  true >"$nexa_cache.begun"
+  nexa_ask
+  if [ $nexa_code -eq 0 ]; then
+    printf '%s\n' "$nexa_queue" >"$nexa_cache.new" && touch -r "$nexa_cache.begun" "$nexa_cache.new" &&
+      mv -f -- "$nexa_cache.new" "$nexa_cache"
+  fi 2>/dev/null
+fi
+exec 8>&-"""
+
+
+@dataclass(frozen=True)
+class QueueAnswer:
+    """What `queue_command` has printed."""
+
+    rows: tuple[QueueRow, ...]  # of the run
+    queued: int  # array tasks of this user that wait or run
+    shared: bool  # whether squeue was asked by another run
+
+
+def read_answer(found: tuple[str, int], prefix: str) -> QueueAnswer:
     """Read what `queue_command` has printed.
 
     Raises:
@@ -96,4 +150,7 @@ def read_answer(found: tuple[str, int], prefix: str) -> list[QueueRow]:
     if code:
         words = " ".join(text.split())[-300:] or f"it ended with {code}"
         raise UnknownStateError(f"squeue cannot say how the jobs stand: {words}")
-    return [row for row in read_queue(text) if row.name.startswith(prefix)]
+    said, _, rest = text.partition("\n")
+    total, _, lines = rest.partition("\n")
+    rows = tuple(row for row in read_queue(lines) if row.name.startswith(prefix))
+    return QueueAnswer(rows, int(total) if total.isdigit() else 0, said == "shared")

@@ -12,13 +12,16 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError, SubmitError
 from nexa_infra.hosts.framing import write_file
 from nexa_infra.hosts.shell import quote
 from nexa_infra.runs.directory import write_atomically
-from nexa_infra.runs.record import Run
 from nexa_infra.runs.series import MOST_LOG
+
+if TYPE_CHECKING:
+    from nexa_infra.runs.record import Run
 
 # Clocks of file servers differ: files that changed this long before the last look are brought again, seconds.
 SLACK_SECONDS = 120
@@ -30,7 +33,7 @@ LAST_BYTES = 16 * 2**20
 _LOG = "trials/0/metrics.jsonl"
 _MARK = "==nexa files=="
 _NAMES = re.compile(
-    r"(?:status|submissions|claims)/[\w][\w.-]*|trials/\d+/metrics\.json|(?:cancelled|left|sacct\.txt|run\.json)"
+    r"(?:status|submissions|claims|steward)/[\w][\w.-]*|trials/\d+/metrics\.json|(?:cancelled|left|sacct\.txt|run\.json)"
 )
 
 
@@ -67,13 +70,13 @@ def _as_made(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member
 
 
-def changed_files(since: float | None, *, places: Sequence[str] = ("status", "submissions")) -> str:
+def changed_files(since: float | None, *, places: Sequence[str] = ("status", "submissions", "steward")) -> str:
     """Return shell that packs the run's files that have changed since a moment, seconds since the epoch there."""
     newer = "" if since is None else f"-newermt @{since - SLACK_SECONDS:.0f} "
     where = " ".join(quote(place) for place in places)
     return (
         f"printf '%s\\n' {quote(_MARK)}\n"
-        f"find {where} -type f ! -name '.*' ! -name lock {newer}-print0 2>/dev/null"
+        f"find {where} -type f ! -name '.*' ! -name lock ! -name '*.pyz' {newer}-print0 2>/dev/null"
         " | tar -czf - --null -T - 2>/dev/null\ntrue\n"
     )
 
@@ -167,13 +170,20 @@ def words_script(run: Run, failed: Sequence[tuple[int, int]]) -> str:
     """Return a script that prints the ends of some attempts' standard error, in order."""
     lines = [f"cd -- {quote(run.directory)} || exit 66"]
     for trial, attempt in failed:
-        lines.append(f"tail -c {TAIL_BYTES} -- trials/{trial}/attempt-{attempt}.err 2>/dev/null | base64 -w0; echo")
+        lines.append(f"{_end_of(f'trials/{trial}/attempt-{attempt}.err')} | base64 -w0; echo")
     return "\n".join(lines)
+
+
+def _end_of(log: str) -> str:
+    """Return shell that prints the end of a log, whatever parts it is in; see `runs.log`."""
+    parts = (log, f"{log}.before", f"{log}.last")
+    ends = "".join(f"tail -c {TAIL_BYTES} -- {part} 2>/dev/null; " for part in parts)
+    return f"{{ {ends}}} | tail -c {TAIL_BYTES}"
 
 
 def keep_words(run: Run, failed: Sequence[tuple[int, int]], stdout: str) -> None:
     """Keep what `words_script` has printed."""
-    for (trial, attempt), line in zip(failed, stdout.split("\n"), strict=False):
+    for (trial, attempt), line in zip(failed, stdout.split("\n")):
         path = run.files.tail(trial, attempt)
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, base64.b64decode(line).decode("utf-8", "replace"))
@@ -197,7 +207,7 @@ def logs_script(run: Run, ranks: Sequence[tuple[int, int, int]]) -> str:
     for trial, attempt, rank in ranks:
         lines.append(
             f"printf '{trial} {attempt} rank-{rank}.log '; "
-            f"tail -c {TAIL_BYTES} -- trials/{trial}/attempt-{attempt}/rank-{rank}.log 2>/dev/null | base64 -w0; echo"
+            f"{_end_of(f'trials/{trial}/attempt-{attempt}/rank-{rank}.log')} | base64 -w0; echo"
         )
     return "\n".join(lines)
 
@@ -205,11 +215,11 @@ def logs_script(run: Run, ranks: Sequence[tuple[int, int, int]]) -> str:
 def keep_ranks(run: Run, stdout: str) -> None:
     """Keep what `records_script` or `logs_script` has printed."""
     for line in stdout.splitlines():
-        match line.split(" "):
-            case [trial, attempt, name, packed] if _RANK_FILE.fullmatch(name):
-                folder = run.files.rank_tails(int(trial), int(attempt))
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / name, base64.b64decode(packed).decode("utf-8", "replace"))
+        words = line.split(" ")
+        if len(words) == 4 and _RANK_FILE.fullmatch(words[2]):
+            folder = run.files.rank_tails(int(words[0]), int(words[1]))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / words[2], base64.b64decode(words[3]).decode("utf-8", "replace"))
 
 
 def publish_script(run: Run, paths: Sequence[Path]) -> str:

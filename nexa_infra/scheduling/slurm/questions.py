@@ -8,7 +8,7 @@ from nexa_infra.hosts.shell import join, quote, quote_path
 from nexa_infra.monitoring.prices import load_price_book
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.needs import checkpoints_check, container_check, torchrun_check
-from nexa_infra.scheduling.script import array_spec, script_of
+from nexa_infra.scheduling.script import script_of
 from nexa_infra.scheduling.slurm.client import section
 
 
@@ -21,7 +21,8 @@ def questions(run: Run, *, facts: bool) -> str:
     partition = job.partition or (cluster.partition if cluster else None)
     where = f"-p {quote(partition)} " if partition else ""
     candidates = _candidates(job.gpu_type) if job.gpus_per_node and job.gpu_type else ()
-    argv = ["sbatch", "--test-only", f"--array={array_spec(run.trials, job.array_parallelism)}"]
+    # One task stands for all: how large an array may be, and a queue, is known from what else is asked.
+    argv = ["sbatch", "--test-only", "--array=0"]
     seldom = [
         section("config", "scontrol show config"),
         section("partitions", "scontrol show partition -o"),

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from nexa_infra.errors import HostError, RunNotFoundError, UnknownStateError
+from nexa_infra.errors import HostError, QueueFullError, RunNotFoundError, UnknownStateError
 from nexa_infra.hosts.base import Host
 from nexa_infra.hosts.framing import write_file
-from nexa_infra.hosts.shell import quote
-from nexa_infra.monitoring.costs import Charge
+from nexa_infra.hosts.shell import join, quote
+from nexa_infra.monitoring.charges import Charge
+from nexa_infra.runs.attempts import Attempt, TaskState, read_attempts
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.ranks import candidates, read_gang, read_records
-from nexa_infra.runs.record import Run, Submission, read_submissions, trials_of
-from nexa_infra.runs.results import Attempt, TaskState, read_attempts
-from nexa_infra.scheduling.base import Admission, Queue
-from nexa_infra.scheduling.slurm import mirror, site, tasks
+from nexa_infra.runs.submissions import Recorded, Submission, read_submissions, to_json, trials_of, write_submission
+from nexa_infra.scheduling.arrays import Throttle
+from nexa_infra.scheduling.base import Queue
+from nexa_infra.scheduling.slurm import mirror, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
-from nexa_infra.scheduling.slurm.submission import TakenError, leave, submit_once
+from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
+from nexa_infra.scheduling.slurm.submission import TakenError, leave, order_of, submit_once
 from nexa_infra.scheduling.slurm.tasks import Trials
 from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, read_accounting
 
@@ -28,6 +34,10 @@ from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, read_accou
 END_SECONDS = 180.0
 # How long accounting may lag behind the queue, seconds.
 LAG_SECONDS = 8.0
+
+if TYPE_CHECKING:
+    from nexa_infra.runs.record import Run
+    from nexa_infra.scheduling.base import Admission
 
 
 @dataclass
@@ -38,6 +48,7 @@ class _Seen:
     since: float | None = None  # when files were last brought, by the cluster's clock
     asked: frozenset[int] = field(default_factory=frozenset)  # trials that accounting was asked about
     behind: bool = False  # whether there is more of a training's metrics log than was brought
+    calls: Counter[str] = field(default_factory=Counter)  # what was asked, and how often
 
 
 # States of sacct that are no ends.
@@ -57,6 +68,8 @@ class SlurmScheduler:
     """Runs arrays on Slurm; they go on when their client ends."""
 
     host: Host
+    patience: float = 14400.0  # how long a cluster that does not answer is waited for, seconds
+    grace: float = 10.0  # the time between two look-ups of a lost answer, seconds
 
     @property
     def client(self) -> SlurmClient:
@@ -65,6 +78,8 @@ class SlurmScheduler:
 
     def check(self, run: Run) -> Admission:
         """Ask the cluster whether it can run the run; see `Scheduler.check`."""
+        from nexa_infra.scheduling.slurm import site  # what is asked before a run needs more than a steward has
+
         return site.check(self.client, run)
 
     def prepare(self, run: Run) -> None:
@@ -76,19 +91,32 @@ class SlurmScheduler:
     def submit(self, run: Run, submission: Submission) -> Submission | None:
         """Submit an array exactly once; see `Scheduler.submit`."""
         try:
-            job = submit_once(self.client, run, submission)
+            job = submit_once(
+                self.client, run, submission, order_of(run, submission), patience=self.patience, grace=self.grace
+            )
         except TakenError:
             self.poll(run)
             return read_submissions(run.files)[-1]
+        except QueueFullError:
+            self._record(run, replace(submission, void="full"))
+            raise
         if job is None:
+            self._record(run, replace(submission, void="lost"))
             return None
-        answered = submission.model_copy(update={"job_id": job})
-        record = answered.model_dump_json(indent=2).encode() + b"\n"
-        place = f"submissions/{submission.number}.json"
+        answered = replace(submission, job_id=job)
+        self._record(run, answered)
+        return answered
+
+    def _record(self, run: Run, submission: Submission) -> None:
+        """Write what became of a submission beside its intent, for whoever looks next."""
+        record = to_json(submission).encode()
+        void = ""
+        if submission.void is not None:
+            void = f" && {{ ln -sT -- void claims/{quote(submission.token)} 2>/dev/null || true; }}"
         # A record without its id is no harm: the id is found again by its name.
         with suppress(HostError):
-            self.client.ask(f"cd -- {quote(run.directory)} && {write_file(place, record)}")
-        return answered
+            place = f"submissions/{submission.number}.json"
+            self.client.ask(f"cd -- {quote(run.directory)} && {write_file(place, record)}{void}")
 
     def leave(self, run: Run) -> None:
         """See `Scheduler.leave`."""
@@ -98,15 +126,16 @@ class SlurmScheduler:
         """Find what became of an intent, or submit it now; see `Scheduler.settle`."""
         return self.submit(run, submission)
 
-    def poll(self, run: Run) -> Queue:
+    def poll(self, run: Run, *, fresh: bool = False) -> Queue:
         """Ask squeue once, and bring the status files that have changed; see `Scheduler.poll`."""
         if run.files.refused.exists():
             return Queue(False)  # nothing of it is anywhere but here
         seen = _seen_of(run)
         prefix = f"nexa-{run.id}-"
         text = f"cd -- {quote(run.directory)} 2>/dev/null || exit 66\ndate +%s\n"
-        text += section("queue", queue_command(prefix))
+        text += section("queue", queue_command(prefix, cache=_cache(run), age=0.0 if fresh else _shared_age(run)))
         text += section("cancelled", "cat cancelled 2>/dev/null")
+        text += section("throttle", "cat throttle 2>/dev/null")
         logs = self.host.remote and run.kind == "training"
         held = mirror.held_of(run) if logs else 0
         if logs:
@@ -126,12 +155,16 @@ class SlurmScheduler:
             )
         if self.host.remote:
             self._keep_cancelled(run, found["cancelled"])
+            _keep_throttle(run, found["throttle"])
         if "log" in found:
             seen.behind = mirror.keep_log(run, held, found["log"][0])
-        rows = tuple(read_answer(found["queue"], prefix))
-        _remember(run, rows)
-        seen.rows, seen.since = rows, float(moment)
-        return tasks.queue_of(rows)
+        answer = read_answer(found["queue"], prefix)
+        seen.calls["polls"] += 1
+        seen.calls["shared" if answer.shared else "squeue"] += 1
+        _remember(run, answer.rows)
+        seen.rows, seen.since = answer.rows, float(moment)
+        arrays = tasks.arrays_of(answer.rows, read_submissions(run.files))
+        return replace(tasks.queue_of(answer.rows), arrays=arrays, queued=answer.queued)
 
     def tasks(self, run: Run) -> dict[int, TaskState]:
         """Say how each trial's newest array task stood at the last poll; see `Scheduler.tasks`.
@@ -154,6 +187,44 @@ class SlurmScheduler:
             found = _states(run, submissions, rows, accounts, attempts)
         return found
 
+    def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
+        """See `Scheduler.ends`: by what accounting last said."""
+        found = tasks.charged(_submissions(run), _accounts(run), read_attempts(run.files))
+        return {(trial, number): row.state for trial, number, row in found if row.state not in _GOING}
+
+    def throttle(self, run: Run, changes: Sequence[Throttle]) -> None:
+        """Change arrays' limits, and what they wait for, in one question; see `Scheduler.throttle`."""
+        tokens = {row.array_id: row.name for row in _seen_of(run).rows or ()}
+        records = {each.token: each for each in read_submissions(run.files)}
+        lines, own = [], run.config.job.dependency
+        for change in changes:
+            record = records.get(tokens.get(change.array, ""))
+            words = [f"JobId={change.array}", f"ArrayTaskThrottle={change.limit}"]
+            if record is not None and record.after != change.after:
+                waits = [*([own] if own else []), *([f"afterany:{change.after}"] if change.after else [])]
+                words.append(f"Dependency={','.join(waits)}")
+                write_submission(run.files, replace(record, after=change.after))
+            lines.append(f"scontrol update {join(words)} || true")
+        _seen_of(run).calls["scontrol"] += len(lines)
+        # Tasks that run already are no longer pending, and it says so of each: that is no failure.
+        self.client.ask("\n".join(lines))
+
+    def keep_throttle(self, run: Run, word: str) -> None:
+        """See `Scheduler.keep_throttle`."""
+        write_atomically(run.files.throttle, f"{word}\n")
+        if self.host.remote:
+            kept = write_file("throttle", f"{word}\n".encode())
+            self.client.ask(f"cd -- {quote(run.directory)} && {kept}").check()
+
+    def keep_steward(self, run: Run) -> None:
+        """See `Scheduler.keep_steward`."""
+        brief = json.loads((run.files.path / "steward" / "brief.json").read_bytes())
+        submit_steward(self, run, brief)
+
+    def counts(self, run: Run) -> Mapping[str, int]:
+        """See `Scheduler.counts`."""
+        return dict(_seen_of(run).calls)
+
     def cancel(self, run: Run) -> None:
         """End the run's jobs by their ids, and wait until they have ended; see `Scheduler.cancel`.
 
@@ -171,10 +242,15 @@ class SlurmScheduler:
         lines.append("  nexa_number=${nexa_intent##*/}; nexa_number=${nexa_number%.json}")
         lines.append(f"  nexa_claim=claims/{quote(f'nexa-{run.id}-')}$nexa_number")
         lines.append('  ln -sfT -- void "$nexa_claim.void" && mv -fT -- "$nexa_claim.void" "$nexa_claim"\ndone')
+        if not run.labels.get("steward"):
+            # A steward that ends its run ends itself when it has written the report.
+            steward = quote(token_of(run.id, 0)[:-1])
+            lines.append(f"nexa_ids=$(squeue -h -u \"$(id -un)\" -o '%F|%j' | awk -F'|' -v p={steward} \\")
+            lines.append("  'index($2, p) == 1 { print $1 }' | sort -u)\n[ -z \"$nexa_ids\" ] || scancel $nexa_ids")
         self.client.ask("\n".join(lines))
         limit = time.monotonic() + END_SECONDS
         told: list[str] = []
-        while self.poll(run).active:
+        while self.poll(run, fresh=True).active:
             ids = sorted({row.array_id for row in _seen_of(run).rows or ()})
             if ids != told:
                 self.client.cancel(ids)
@@ -189,8 +265,10 @@ class SlurmScheduler:
     def reopen(self, run: Run) -> None:
         """See `Scheduler.reopen`."""
         if self.host.remote:
-            self.client.ask(f"rm -f -- {quote(run.directory + '/cancelled')}")
+            self.client.ask(f"cd -- {quote(run.directory)} && rm -f cancelled steward/over && true >reopened")
         run.files.cancelled.unlink(missing_ok=True)
+        (run.files.path / "steward" / "over").unlink(missing_ok=True)
+        run.files.reopened.touch()
 
     def bring(self, run: Run) -> None:
         """Bring states, metrics and accounting; see `Scheduler.bring`."""
@@ -205,7 +283,7 @@ class SlurmScheduler:
         attempts = read_attempts(run.files)
         tried = frozenset((trial, each.number) for trial, several in attempts.items() for each in several)
         accounts = _accounts(run)
-        if tried - _settled(submissions, accounts) or tasks.unexplained(submissions, {}, accounts, attempts):
+        if tried - _settled(submissions, accounts, attempts) or tasks.unexplained(submissions, {}, accounts, attempts):
             self._ask_accounting(run, submissions, tried)
 
     def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
@@ -264,28 +342,48 @@ class SlurmScheduler:
             return []
         limit = time.monotonic() + LAG_SECONDS
         while True:
+            _seen_of(run).calls["sacct"] += 1
             text = self.client.accounting(ids)
             if text is None:
                 return _accounts(run)
             write_atomically(run.files.accounting, text)
             accounts = read_accounting(text)
             # While something runs, there is another time.
-            if wanted <= _settled(submissions, accounts) or tasks.queue_of(rows).active or time.monotonic() > limit:
+            known = _settled(submissions, accounts, read_attempts(run.files))
+            if wanted <= known or tasks.queue_of(rows).active or time.monotonic() > limit:
                 return accounts
             time.sleep(0.5)
 
 
+def _cache(run: Run) -> str:
+    """Return where all runs of a workdir keep what squeue last said."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", run.cluster.name) if run.cluster else "here"
+    return f"{run.workdir}/.squeue-{name}"
+
+
+def _shared_age(run: Run) -> float:
+    """Return how old an answer may be that another run was given, seconds: polls get no rarer by it."""
+    return run.cluster.poll_floor / 2 if run.cluster else 0.0
+
+
+def _keep_throttle(run: Run, found: tuple[str, int]) -> None:
+    if found[1] == 0 and (not run.files.throttle.exists() or run.files.throttle.read_text().strip() != found[0]):
+        write_atomically(run.files.throttle, found[0] + "\n")
+
+
 def _settled(
-    submissions: Sequence[tuple[Submission, Trials]], accounts: Sequence[AccountingRow]
+    submissions: Sequence[tuple[Submission, Trials]],
+    accounts: Sequence[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
 ) -> frozenset[tuple[int, int]]:
     """Return the attempts whose end accounting knows."""
-    found = tasks.charged(submissions, accounts)
+    found = tasks.charged(submissions, accounts, attempts)
     return frozenset((trial, number) for trial, number, row in found if row.state not in _GOING)
 
 
-def charges_of(run: Run) -> dict[tuple[int, int], Charge]:
+def charges_of(run: Recorded) -> dict[tuple[int, int], Charge]:
     """Return what each attempt held, and for how long, by what accounting last said; empty where it said nothing."""
-    return tasks.charges(_submissions(run), _accounts(run))
+    return tasks.charges(_submissions(run), _accounts(run), read_attempts(run.files))
 
 
 def _states(
@@ -298,11 +396,12 @@ def _states(
     return tasks.task_states(submissions, rows, _left(run), accounts, attempts, run.config.job.time)
 
 
-def _submissions(run: Run) -> list[tuple[Submission, Trials]]:
-    return [(each, trials_of(run.files, each)) for each in read_submissions(run.files)]
+def _submissions(run: Recorded) -> list[tuple[Submission, Trials]]:
+    # One that is void has nothing to say; the trials that it was for are another's, or nobody's yet.
+    return [(each, trials_of(run, each)) for each in read_submissions(run.files) if not each.void]
 
 
-def _accounts(run: Run) -> list[AccountingRow]:
+def _accounts(run: Recorded) -> list[AccountingRow]:
     try:
         return read_accounting(run.files.accounting.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -16,11 +16,12 @@ from pathlib import Path
 from nexa_infra.errors import HostError, SubmitError, WalltimeError
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.record import Run
+from nexa_infra.scheduling.arguments import pack_rounds
 from nexa_infra.scheduling.base import Admission
 from nexa_infra.scheduling.slurm.billing import billing
 from nexa_infra.scheduling.slurm.client import SlurmClient, sections
 from nexa_infra.scheduling.slurm.questions import questions
-from nexa_infra.scheduling.slurm.text import explained, read_config, read_queue, read_records, refusal
+from nexa_infra.scheduling.slurm.text import explained, queue_full, read_config, read_queue, read_records, refusal
 from nexa_infra.spec.fields import suggestion
 from nexa_infra.spec.job import SlurmJob
 from nexa_infra.spec.walltime import parse_walltime
@@ -187,6 +188,10 @@ def admission(run: Run, site: Site) -> Admission:
         site.gpu,
         billing(run, site),
         _link(run, site) if run.config.checkpoint.chain_until_done else None,
+        _array_size(run, site),
+        found[0] if (found := _queue_size(run, site, _account(run))) else None,
+        over_seconds=_over_seconds(site),
+        pack=_most_in_turn(run, site),
     )
 
 
@@ -194,7 +199,7 @@ def problems(run: Run, site: Site) -> Iterator[str]:
     """Yield what forbids a run, in our words and the scheduler's, each with a remedy."""
     job, cluster = run.config.job, run.cluster
     name = job.partition or (cluster.partition if cluster else None)
-    account = job.account or (cluster.account if cluster else None)
+    account = _account(run)
     partition = site.partition(name)
     names = sorted(each.get("PartitionName", "") for each in site.partitions)
     told = False
@@ -235,7 +240,12 @@ def problems(run: Run, site: Site) -> Iterator[str]:
         )
     # What was told above in our words is not told again in the scheduler's.
     told = (told and _same(site.verdict)) or (bool(sizes) and "ubmit" in site.verdict)
-    if site.refused and refusal(site.verdict) == "permanent" and not told:
+    if (
+        site.refused
+        and refusal(site.verdict) == "permanent"
+        and not told
+        and not queue_full(site.verdict, beside=False)
+    ):
         yield f"sbatch --test-only: {explained(site.verdict)}"
 
 
@@ -274,25 +284,53 @@ def _limit(text: str | None) -> float | None:
     return None if limit is None else math.ceil(limit.total_seconds() / 60)
 
 
-def _size(run: Run, site: Site, account: str | None) -> Iterator[str]:
+def _account(run: Run) -> str | None:
+    return run.config.job.account or (run.cluster.account if run.cluster else None)
+
+
+def _over_seconds(site: Site) -> int:
+    """Return how long a job may go on after its walltime: OverTimeLimit, and KillWait."""
+    found = [re.match(r"[0-9]+", site.config.get(name, "")) for name in ("KillWait", "OverTimeLimit")]
+    wait, over = (int(each[0]) if each else 0 for each in found)
+    return wait + 60 * over
+
+
+def _most_in_turn(run: Run, site: Site) -> int | None:
+    """Return how many trials the partition's limit leaves room for, one after the other in one task."""
+    job, cluster = run.config.job, run.cluster
+    partition = site.partition(job.partition or (cluster.partition if cluster else None))
+    limit = _limit(partition.get("MaxTime")) if partition is not None else None
+    if limit is None or job.walltime is None:
+        return None
+    return max(1, int((limit - 1) * 60 // max(60.0, job.walltime.total_seconds())))
+
+
+def _array_size(run: Run, site: Site) -> int | None:
+    """Return how many tasks one array may have: what Slurm's MaxArraySize says is one more than the largest index."""
     limits = run.cluster.limits if run.cluster else None
     sizes = [size for size in (site.max_array_size, limits.max_array_size if limits else None) if size]
-    if sizes and run.trials > min(sizes):
-        yield (
-            f"sweep: {run.trials:,} trials are more than one array takes there (MaxArraySize {min(sizes)}): make the "
-            "sweep smaller, or split it into several runs"
-        )
+    return max(1, min(sizes) - 1) if sizes else None
+
+
+def _queue_size(run: Run, site: Site, account: str | None) -> tuple[int, str] | None:
+    """Return how many array tasks of this user may wait or run at once, and who says so."""
+    limits = run.cluster.limits if run.cluster else None
     most = _most_submitted(site, account, run.config.job.qos)
     if limits and limits.max_submit is not None:
         most = [*most, (limits.max_submit, "the cluster's block")]
-    for limit, whose in most:
-        if run.trials + site.queued > limit:
-            room = f", of which {site.queued:,} are taken" if site.queued else ""
-            yield (
-                f"sweep: {run.trials:,} trials are more than may be queued at once: {limit:,} by {whose}{room}: make "
-                "the sweep smaller, or wait until your other jobs are done"
-            )
-            return
+    return min(most, default=None)
+
+
+def _size(run: Run, site: Site, account: str | None) -> Iterator[str]:
+    found = _queue_size(run, site, account)
+    if found is not None and not found[0]:
+        yield f"sweep: {found[1]} lets you queue no job at all: ask its administrators"
+    job, most = run.config.job, _most_in_turn(run, site)
+    if isinstance(job.trials_per_task, int) and most is not None and pack_rounds(job, job.trials_per_task) > most:
+        yield (
+            f"job.trials_per_task: {job.trials_per_task} trials of {job.time} each are over the partition's limit in "
+            f"one task: {most * job.trials_at_once} are the most, or write auto"
+        )
 
 
 def _most_submitted(site: Site, account: str | None, qos: str | None) -> list[tuple[int, str]]:
@@ -322,6 +360,16 @@ def _gpu(job: SlurmJob, site: Site, partition: Mapping[str, str]) -> Iterator[st
 def _notes(run: Run, site: Site) -> Iterator[str]:
     job, cluster = run.config.job, run.cluster
     partition = site.partition(job.partition or (cluster.partition if cluster else None))
+    size, room = _array_size(run, site), _queue_size(run, site, _account(run))
+    tasks = -(-run.trials // (job.trials_per_task if isinstance(job.trials_per_task, int) else 1))
+    if size is not None and tasks > size:
+        yield f"{tasks:,} array tasks are more than one array takes there ({size:,}): {-(-tasks // size)} arrays"
+    if room is not None and tasks + site.queued > room[0]:
+        taken = f", of which {site.queued:,} are taken" if site.queued else ""
+        yield (
+            f"{tasks:,} array tasks are more than may be queued at once: {room[0]:,} by {room[1]}{taken}. The rest is "
+            "submitted as room appears"
+        )
     if partition is not None and job.memory is None and not _has_default_memory(partition, site.config):
         yield (
             f"job.memory is not set, and partition {partition.get('PartitionName')} has no default: each trial takes "

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import pkgutil
 import threading
 import time
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_infra.errors import HostError, NexaError, RunCancelledError, SubmitError
-from nexa_infra.hosts.base import ConnectionLostError
+from nexa_infra.errors import HostError, NexaError, QueueFullError, RunCancelledError, SubmitError
+from nexa_infra.hosts.base import ConnectionLostError, UnreachableError
 from nexa_infra.hosts.framing import write_file
-from nexa_infra.hosts.login import UnreachableError
-from nexa_infra.hosts.shell import join
+from nexa_infra.hosts.shell import join, quote
 from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.record import Run, Submission, read_submissions
-from nexa_infra.scheduling.script import environment, log_option
+from nexa_infra.runs.submissions import Submission, read_submissions, to_json
+from nexa_infra.scheduling.arguments import log_option, script_arguments
 from nexa_infra.scheduling.slurm.client import SlurmClient
-from nexa_infra.scheduling.slurm.text import explained, read_job_id, refusal
-from nexa_infra.settings import settings
+from nexa_infra.scheduling.slurm.text import explained, queue_full, read_job_id, refusal
 
 if TYPE_CHECKING:
-    import jinja2
-
     from nexa_infra.hosts.base import Completed
+    from nexa_infra.runs.record import Run
 
 # How long a script waits for another client's sbatch, and for its own, seconds.
 _LOCK_SECONDS = 20
@@ -40,25 +38,29 @@ class TakenError(NexaError):
     """Another client has submitted under this number."""
 
 
-def submit_once(client: SlurmClient, run: Run, intent: Submission) -> str | None:
+def submit_once(
+    client: SlurmClient, run: Run, intent: Submission, order: Order, *, patience: float, grace: float
+) -> str | None:
     """Submit an intent's array unless that was done before, and return its id; None where it will never run.
 
     Every question is safe to ask again: a lost answer is looked for in the run directory, in squeue and in
-    the claims, twice and a grace period apart, before the token is claimed by nobody and given up.
+    the claims, twice and a grace period apart, before the token is claimed by nobody and given up. `patience` is
+    how long a scheduler that does not say is asked again, `grace` the time between the two, both in seconds.
 
     Raises:
+        QueueFullError: nothing was taken, for the queue takes no more of this size now.
         SubmitError: the scheduler refused, in its own words; or patience has ended and nothing is known.
         TakenError: another client has this number.
         RunCancelledError: a person has ended the run.
     """
-    limit = time.monotonic() + settings().patience
+    limit = time.monotonic() + patience
     left = _left.setdefault(run.id, threading.Event())
     left.clear()
     again: str | None = None
     doubt = void = False
     said = "nothing was heard of it"
     for wait in chain(_WAITS, repeat(_WAITS[-1])):
-        text = _script(run, intent, again=again, doubt=doubt, void=void)
+        text = _script(run, intent, order, again=again, doubt=doubt, void=void)
         again = None
         try:
             done = client.script(text, timeout=_SILENCE)
@@ -68,42 +70,43 @@ def submit_once(client: SlurmClient, run: Run, intent: Submission) -> str | None
             said = str(error)
         else:
             word, _, rest = done.stdout.partition("\n")[0].partition(" ")
-            match word:
-                case "owned":
-                    return rest if rest.isdigit() else None
-                case "queued":
-                    return rest
-                case "answered" | "recorded":
-                    answer = _answer(done, rest)
-                    if isinstance(answer, str):
-                        return answer
-                    if word == "answered" and answer is _Answer.NO:
-                        raise SubmitError(
-                            f"run {run.id}: sbatch refused the array: {explained(done.stderr)}. "
-                            f"`nexa-infra resume {run.id}` submits it once that is mended"
-                        )
-                    said = explained(done.stderr) if done.stderr.strip() else "sbatch gave no id"
-                    if answer is _Answer.UNKNOWN:
-                        doubt = True
-                    else:
-                        again = rest
-                case "missing":
-                    said = "it is nowhere to be found"
-                    if left.wait(settings().grace_seconds):
-                        break
-                    void = True
-                    continue
-                case "taken":
-                    raise TakenError(f"run {run.id}: another client has made submission {intent.number}")
-                case "cancelled":
-                    raise RunCancelledError(f"run {run.id} was cancelled, so nothing more of it is submitted")
-                case "gone":
-                    words = f": {done.stderr.strip()[-300:]}" if done.stderr.strip() else ""
-                    raise SubmitError(f"the run directory {run.directory} is not there, or cannot be written{words}")
-                case "busy":
-                    said = "another client's sbatch is still trying"
-                case _:
-                    said = done.stderr.strip()[-300:] or "the scheduler does not say whether it took it"
+            if word == "owned":
+                return rest if rest.isdigit() else None
+            if word == "queued":
+                return rest
+            if word in {"answered", "recorded"}:
+                answer = _answer(done, rest)
+                if isinstance(answer, str):
+                    return answer
+                if word == "answered" and queue_full(done.stderr, beside=not intent.alone):
+                    raise QueueFullError(f"run {run.id}: sbatch has no room: {explained(done.stderr)}")
+                if word == "answered" and answer is _Answer.NO:
+                    raise SubmitError(
+                        f"run {run.id}: sbatch refused the array: {explained(done.stderr)}. "
+                        f"`nexa-infra resume {run.id}` submits it once that is mended"
+                    )
+                said = explained(done.stderr) if done.stderr.strip() else "sbatch gave no id"
+                if answer is _Answer.UNKNOWN:
+                    doubt = True
+                else:
+                    again = rest
+            elif word == "missing":
+                said = "it is nowhere to be found"
+                if left.wait(grace):
+                    break
+                void = True
+                continue
+            elif word == "taken":
+                raise TakenError(f"run {run.id}: another client has made submission {intent.number}")
+            elif word == "cancelled":
+                raise RunCancelledError(f"run {run.id} was cancelled, so nothing more of it is submitted")
+            elif word == "gone":
+                words = f": {done.stderr.strip()[-300:]}" if done.stderr.strip() else ""
+                raise SubmitError(f"the run directory {run.directory} is not there, or cannot be written{words}")
+            elif word == "busy":
+                said = "another client's sbatch is still trying"
+            else:
+                said = done.stderr.strip()[-300:] or "the scheduler does not say whether it took it"
         if time.monotonic() > limit or left.wait(wait):
             break
     raise SubmitError(
@@ -136,35 +139,54 @@ def _answer(done: Completed, told: str) -> str | _Answer:
     return {"transient": _Answer.NOT_NOW, "ambiguous": _Answer.UNKNOWN, "permanent": _Answer.NO}[refusal(done.stderr)]
 
 
-def _script(run: Run, intent: Submission, *, again: str | None, doubt: bool, void: bool) -> str:
-    number = intent.number
-    trials = ""
+@dataclass(frozen=True)
+class Order:
+    """How an array is asked for, besides its intent."""
+
+    sbatch: tuple[str, ...]  # the command
+    records: str = "submissions"  # the folder of the intents, in the run directory
+    files: str = "true"  # shell that writes what the array reads
+    earlier: tuple[str, ...] = ()  # tokens that may start nothing more
+
+
+def order_of(run: Run, intent: Submission) -> Order:
+    """Return how some trials of a run are asked for."""
+    files = "true"
     if intent.listed is not None:
-        listed = (run.files.path / intent.listed).read_bytes()
-        trials = write_file(intent.listed, listed)
-    arguments = [str(intent.chunk), str(intent.chunks), *([intent.listed] if intent.listed else [])]
+        files = write_file(intent.listed, (run.files.path / intent.listed).read_bytes())
     log = log_option(RunDirectory(Path(run.directory)).log)
-    argv = ["sbatch", "--parsable", f"--job-name={intent.token}", f"--array={intent.array}",
-            f"--output={log}", f"--error={log}", "--open-mode=append", "job.sbatch", *arguments]  # fmt: skip
-    record = intent.model_dump_json(indent=2).encode() + b"\n"
-    created = re.search(rb'"created_at": "[^"]*"', record)
-    return _template().render(
-        run_dir=run.directory,
-        token=intent.token,
-        number=number,
-        lock_seconds=_LOCK_SECONDS,
-        tries=_TRIES,
-        created=created[0].decode() if created else intent.token,
-        write_trials=trials,
-        write_intent=write_file(f"submissions/{number}.json", record),
-        earlier=[each.token for each in read_submissions(run.files) if each.number < number],
-        sbatch=join(argv),
-        again=again,
-        doubt=doubt,
-        void=void,
-    )
+    argv = ("sbatch", "--parsable", f"--job-name={intent.token}", f"--array={intent.array}",
+            f"--output={log}", f"--error={log}", "--open-mode=append",
+            *intent.options, "job.sbatch", *script_arguments(intent))  # fmt: skip
+    earlier = [each.token for each in read_submissions(run.files) if each.number < intent.number]
+    return Order(argv, files=files, earlier=tuple(earlier) if intent.alone else ())
+
+
+def _script(run: Run, intent: Submission, order: Order, *, again: str | None, doubt: bool, void: bool) -> str:
+    record = to_json(intent)
+    values = {
+        "run_dir": run.directory,
+        "records": order.records,
+        "token": intent.token,
+        "number": str(intent.number),
+        "lock_seconds": str(_LOCK_SECONDS),
+        "tries": str(_TRIES),
+        # A line that no other intent has.
+        "created": next(line.strip() for line in record.splitlines() if "created_at" in line),
+        "again": again or "",
+        "doubt": "yes" if doubt else "",
+        "void": "yes" if void else "",
+        "earlier": " ".join(order.earlier),
+    }
+    lines = [f"{name}={quote(value)}" for name, value in values.items()]
+    write_intent = write_file(f"{order.records}/{intent.number}.json", record.encode())
+    lines += [f"write_trials() {{\n{order.files}\n}}", f"write_intent() {{\n{write_intent}\n}}"]
+    return "\n".join([*lines, f"set -- {join(order.sbatch)}", _text()])
 
 
 @cache
-def _template() -> jinja2.Template:
-    return environment().get_template("submit.sh.j2")
+def _text() -> str:
+    found = pkgutil.get_data("nexa_infra.scheduling.slurm", "submit.sh")
+    if found is None:
+        raise SubmitError("this installation lacks nexa_infra/scheduling/slurm/submit.sh")
+    return found.decode()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
-from nexa_infra.monitoring.costs import Charge
-from nexa_infra.runs.record import Submission
-from nexa_infra.runs.results import Attempt, TaskState
+from nexa_infra.monitoring.charges import Charge
+from nexa_infra.runs.attempts import Attempt, TaskState
+from nexa_infra.runs.submissions import Submission
+from nexa_infra.scheduling.arrays import Array
 from nexa_infra.scheduling.base import Queue
 from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, gpus_of, moment, task_indices
 from nexa_infra.scheduling.slurm.words import ended, waiting
@@ -29,8 +31,8 @@ RESIZED = "RESIZING"
 # ended for its memory.
 _LAST_SIGNAL, _SET_UP, _MEMORY = 64, 53, 125
 
-# The trial and the attempt of each array task of a submission, in order.
-Trials = Sequence[tuple[int, int]]
+# The trials of each array task of a submission, in order: each is the trial and its attempt.
+Trials = Sequence[Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,30 @@ def queue_of(rows: Iterable[QueueRow]) -> Queue:
     return Queue(bool(pending or running), pending, running, dict(over), told, hopeless)
 
 
+def arrays_of(rows: Iterable[QueueRow], submissions: Sequence[Submission]) -> tuple[Array, ...]:
+    """Return the arrays that wait or run, in the order of their submission."""
+    behind = {each.token for each in submissions if each.after is not None}
+    order = {each.token: each.number for each in submissions}
+    found: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    for row in rows:
+        if row.state not in _WAITING | _RUNNING:
+            continue
+        names[row.array_id] = row.name
+        array = found.get(row.array_id, Array(row.array_id, 0, 0))
+        if row.state in _WAITING:
+            limit = row.tasks.partition("%")[2].strip("]")
+            held = array.held or (row.reason == "Dependency" and row.name in behind)
+            most = int(limit) if limit.isdigit() else array.limit
+            array = replace(array, pending=array.pending + row.count, limit=most, held=held)
+        else:
+            array = replace(array, running=array.running + row.count)
+        found[row.array_id] = array
+    ordered = sorted(found.values(), key=lambda array: (order.get(names[array.id], 0), int(array.id)))
+    # An array of which a task runs waits for nothing, whatever is said of the others.
+    return tuple(replace(array, held=array.held and not array.running) for array in ordered)
+
+
 def left(rows: Iterable[QueueRow]) -> list[Left]:
     """Return the tasks that squeue still knows and that did not end by themselves."""
     going = _WAITING | _RUNNING | {"COMPLETED"}
@@ -88,13 +114,15 @@ def task_states(
     newest = _newest(submissions)
     by_array: dict[int, dict[str, TaskState]] = defaultdict(dict)
     for each in gone:
-        for trial, first in _trials(known.get(each.name), each.tasks):
-            if newest.get(trial) == each.name:
+        for trial, first, packed in _trials(known.get(each.name), each.tasks):
+            if newest.get(trial) == each.name and not (packed and _told(attempts, trial, first)):
                 words = ended(each.state, walltime=walltime)
                 by_array[trial][each.array_id] = TaskState(_last(attempts, trial, first), each.state, words=words)
-    for trial, number, account in charged(submissions, accounts):
+    for trial, number, account in charged(submissions, accounts, attempts):
         if newest.get(trial) != account.name or account.state in _OPEN | _WAITING | {RESIZED}:
             continue
+        if _ended_itself(attempts, trial, number) and _packed(known[account.name], account.tasks):
+            continue  # what became of its task afterwards is no word on it
         state = _state(account)
         words = ended(
             state,
@@ -109,26 +137,34 @@ def task_states(
     for row in rows:
         if row.state not in _WAITING | _RUNNING:
             continue
-        for trial, first in _trials(known.get(row.name), row.tasks):
-            if newest.get(trial) != row.name:
+        for trial, first, packed in _trials(known.get(row.name), row.tasks):
+            if newest.get(trial) != row.name or (packed and _completed(attempts, trial, first)):
                 continue
             tried = _last(attempts, trial, first)
             begun = any(each.number >= first for each in attempts.get(trial, ()))
-            if row.state in _WAITING:
+            if row.state in _WAITING or (packed and not begun):
                 by_array[trial][row.array_id] = TaskState(tried + 1 if begun else first, "PENDING")
-            else:
+            elif not (packed and _told(attempts, trial, first)):
                 by_array[trial][row.array_id] = TaskState(tried, "RUNNING")
     found = {trial: min(told.values(), key=_idleness) for trial, told in by_array.items()}
     named: list[QueueRow | Left | AccountingRow] = [*rows, *gone, *accounts]
     listed = {(each.name, task) for each in named for task in _tasks(each.tasks)}
     arrays = {name for name, _ in listed}
     for submission, trials in submissions:
-        started = {trial for trial, first in trials if any(each.number >= first for each in attempts.get(trial, ()))}
+        started = {
+            trial
+            for asked in trials
+            for trial, first in asked
+            if any(each.number >= first for each in attempts.get(trial, ()))
+        }
         if submission.token not in arrays and not started:
             continue  # nothing tells that there ever was such an array
-        for task, (trial, first) in enumerate(trials):
-            if newest[trial] == submission.token and trial not in started and (submission.token, task) not in listed:
-                found[trial] = TaskState(first, "CANCELLED", words=_VANISHED)
+        for task, asked in enumerate(trials):
+            if (submission.token, task) in listed or any(trial in started for trial, _ in asked):
+                continue
+            for trial, first in asked:
+                if newest[trial] == submission.token:
+                    found[trial] = TaskState(first, "CANCELLED", words=_VANISHED)
     return found
 
 
@@ -164,13 +200,13 @@ def unexplained(
     newest = _newest(submissions)
     told = {
         trial
-        for trial, number, row in charged(submissions, accounts)
+        for trial, number, row in charged(submissions, accounts, attempts)
         if row.state not in _OPEN | _WAITING | {RESIZED}
         and row.name == newest[trial]
         and number >= (attempts[trial][-1].number if attempts.get(trial) else 0)
     }
     going = {trial for trial, task in found.items() if task.state in {"PENDING", "RUNNING"}}
-    asked = {trial for _, trials in submissions for trial, _ in trials}
+    asked = set(newest)
     return [
         trial
         for trial in sorted(asked - going - told)
@@ -179,47 +215,135 @@ def unexplained(
 
 
 def charged(
-    submissions: Sequence[tuple[Submission, Trials]], accounts: Iterable[AccountingRow]
+    submissions: Sequence[tuple[Submission, Trials]],
+    accounts: Iterable[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
 ) -> Iterator[tuple[int, int, AccountingRow]]:
-    """Yield each row of sacct with its trial and attempt: the rows of one task are its attempts, in order."""
+    """Yield each row of sacct with its trial and attempt: the rows of one task are its attempts, in order.
+
+    A row of a task that runs several trials is each one's that started in it.
+    """
+    for _, trial, number, row in _charged(submissions, accounts, attempts):
+        yield trial, number, row
+
+
+def _charged(
+    submissions: Sequence[tuple[Submission, Trials]],
+    accounts: Iterable[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
+) -> Iterator[tuple[int, int, int, AccountingRow]]:
+    """Yield what `charged` does, each behind its array task."""
     known = {submission.token: trials for submission, trials in submissions}
+    later = _next_firsts(submissions)
     seen: dict[tuple[str, int], int] = defaultdict(int)
     for row in accounts:
         trials = known.get(row.name)
         if trials is None:
             continue  # the controller gave the id to another job
         for task in _tasks(row.tasks):
-            if task < len(trials):
-                trial, first = trials[task]
-                yield trial, first + seen[row.array_id, task], row
-                seen[row.array_id, task] += row.state != RESIZED  # the same attempt goes on, with fewer nodes
+            if task >= len(trials):
+                continue
+            restart = seen[row.array_id, task]
+            for trial, first in trials[task]:
+                if len(trials[task]) == 1:
+                    yield task, trial, first + restart, row
+                    continue
+                end = later.get((row.name, trial))
+                for each in attempts.get(trial, ()):
+                    if each.restart == restart and each.number >= first and (end is None or each.number < end):
+                        yield task, trial, each.number, row
+            seen[row.array_id, task] += row.state != RESIZED  # the same attempt goes on, with fewer nodes
 
 
-def charges(
-    submissions: Sequence[tuple[Submission, Trials]], accounts: Iterable[AccountingRow]
-) -> dict[tuple[int, int], Charge]:
-    """Return what each attempt held, and for how long, by accounting: `(trial, attempt)` -> charge.
-
-    What a second array of the same token held until it gave way is paid for as well.
-    """
-    found: dict[tuple[int, int], Charge] = {}
-    for trial, attempt, row in charged(submissions, accounts):
-        if row.state in _OPEN or (not row.allocated and row.elapsed):
-            continue
-        gpus = sum(gpus_of(row.allocated).values())
-        billing = row.allocated.get("billing") if row.allocated else 0  # it never started
-        before = found.get((trial, attempt))
-        found[trial, attempt] = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing, before)
+def _next_firsts(submissions: Sequence[tuple[Submission, Trials]]) -> dict[tuple[str, int], int]:
+    """Return the attempt at which another submission went on with a trial: (token, trial) -> attempt."""
+    found: dict[tuple[str, int], int] = {}
+    before: dict[int, str] = {}
+    for submission, trials in submissions:
+        for asked in trials:
+            for trial, first in asked:
+                if trial in before:
+                    found[before[trial], trial] = first
+                before[trial] = submission.token
     return found
 
 
+def charges(
+    submissions: Sequence[tuple[Submission, Trials]],
+    accounts: Iterable[AccountingRow],
+    attempts: Mapping[int, Sequence[Attempt]],
+) -> dict[tuple[int, int], Charge]:
+    """Return what each attempt held, and for how long, by accounting: `(trial, attempt)` -> charge.
+
+    What a second array of the same token held until it gave way is paid for as well. Trials that shared a
+    task share what it held, by the time that each ran.
+    """
+    found: dict[tuple[int, int], Charge] = {}
+    rows = [each for each in _charged(submissions, accounts, attempts) if _is_charge(each[3])]
+    sharers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for task, trial, number, row in rows:
+        sharers[id(row), task].append((trial, number))
+    spans = {(trial, each.number): _span(each) for trial, tried in attempts.items() for each in tried}
+    for task, trial, number, row in rows:
+        gpus = sum(gpus_of(row.allocated).values())
+        billing = row.allocated.get("billing") if row.allocated else 0  # it never started
+        before = found.get((trial, number))
+        share = _share((trial, number), sharers[id(row), task], spans)
+        found[trial, number] = Charge(row.elapsed, row.allocated.get("cpu", 0), gpus, billing, before, share)
+    return found
+
+
+def _is_charge(row: AccountingRow) -> bool:
+    return row.state not in _OPEN and (bool(row.allocated) or not row.elapsed)
+
+
+def _span(attempt: Attempt) -> Decimal:
+    return Decimal(str(max(0.0, (attempt.ended or attempt.started) - attempt.started)))
+
+
+def _share(
+    mine: tuple[int, int], sharers: Sequence[tuple[int, int]], spans: Mapping[tuple[int, int], Decimal]
+) -> Decimal:
+    """Return an attempt's part of what its task held."""
+    if len(sharers) == 1:
+        return Decimal(1)
+    total = sum((spans.get(each, Decimal(0)) for each in sharers), Decimal(0))
+    return spans.get(mine, Decimal(0)) / total if total else Decimal(1) / len(sharers)
+
+
 def _newest(submissions: Sequence[tuple[Submission, Trials]]) -> dict[int, str]:
-    return {trial: submission.token for submission, trials in submissions for trial, _ in trials}
+    return {trial: submission.token for submission, trials in submissions for asked in trials for trial, _ in asked}
 
 
-def _trials(trials: Trials | None, tasks: str) -> Iterator[tuple[int, int]]:
+def _trials(trials: Trials | None, tasks: str) -> Iterator[tuple[int, int, bool]]:
+    """Yield the trials of some array tasks, their attempts, and whether they share a task."""
     if trials is not None:
-        yield from (trials[task] for task in _tasks(tasks) if task < len(trials))
+        for task in _tasks(tasks):
+            if task < len(trials):
+                for trial, first in trials[task]:
+                    yield trial, first, len(trials[task]) > 1
+
+
+def _packed(trials: Trials, tasks: str) -> bool:
+    return any(packed for _, _, packed in _trials(trials, tasks))
+
+
+def _ended_itself(attempts: Mapping[int, Sequence[Attempt]], trial: int, number: int) -> bool:
+    """Say whether an attempt has told its own end, which no signal has brought about."""
+    return any(
+        each.number == number and each.ended is not None and "TERM" not in (each.signal or "").split()
+        for each in attempts.get(trial, ())
+    )
+
+
+def _told(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> bool:
+    """Say whether a trial's last attempt, of this submission, has told its own end."""
+    tried = attempts.get(trial, ())
+    return bool(tried) and tried[-1].number >= first and _ended_itself(attempts, trial, tried[-1].number)
+
+
+def _completed(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> bool:
+    return _told(attempts, trial, first) and attempts[trial][-1].exit_code == 0
 
 
 def _tasks(text: str) -> Sequence[int]:

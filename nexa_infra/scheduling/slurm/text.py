@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Literal
 
 from nexa_infra.scheduling.slurm.words import over_limit
@@ -115,6 +115,8 @@ def _accounting_row(line: str) -> AccountingRow | None:
     _, state, ended_by, steps, elapsed, allocated, requested, submitted, started, ended, nodes, reason, name = fields
     word, _, by = state.partition(" by ")
     exit_code, _, signal = ended_by.partition(":")
+    if word == "NODE_FAIL":  # nobody heard how the script ended: 22.05 writes 0 for that, 24.11 writes 1
+        exit_code = "0"
     try:
         numbers = [int(number or 0) for number in (exit_code, signal, elapsed, steps.partition(":")[2])]
     except ValueError:
@@ -151,7 +153,7 @@ def moment(text: str) -> float | None:
         read = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+    return (read if read.tzinfo else read.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def read_tres(text: str) -> dict[str, int]:
@@ -242,6 +244,20 @@ def refusal(stderr: str) -> Refusal:
     if any(words in (verdicts[-1] if verdicts else stderr) for words in _TRANSIENT):
         return "transient"
     return "permanent"
+
+
+# A limit on how many jobs may be queued: the array is refused whole, though a part of it may fit.
+_FULL = re.compile(r"\b(?:Assoc|QOS|Part)\w*Submit\w*Limit\b")
+_NO_ROOM = ("Slurm job queue full", "Resource temporarily unavailable")
+
+
+def queue_full(stderr: str, *, beside: bool) -> bool:
+    """Say whether sbatch refused only because the queue takes no more of this user's jobs now.
+
+    `beside` says that others of the run are queued: then a controller that is full is not waited for.
+    """
+    limit = _FULL.search(stderr) is not None or ("job submit limit" in stderr and "Limit" not in stderr)
+    return limit or (beside and any(words in stderr for words in _NO_ROOM))
 
 
 # What sbatch says -> what to do. The first that fits is told, so the general ones come last.

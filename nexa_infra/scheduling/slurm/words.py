@@ -30,43 +30,44 @@ def ended(
         walltime: its limit, as a person reads it.
     """
     place = f" on {node}" if node and node != "None assigned" else ""
+    if not signal and (raised := _RAISED.match(reason or "")):
+        signal = int(raised[1])
     word = f"CANCELLED by {by}" if state == "CANCELLED" and by else state
     told = [word, *([reason] if reason and reason.startswith(_OF_AN_END) else [])]
-    match state:
-        case "COMPLETED":
-            return f"ended well{place} (COMPLETED, exit code 0)"
-        case "FAILED":
-            return _failed(exit_code, signal, place, ", ".join(told), started=node != "None assigned")
-        case "TIMEOUT":
-            limit = f"its walltime of {walltime}" if walltime else "its walltime"
-            said, remedy = f"ran into {limit}{place}", "raise job.time, or let it resume from a checkpoint"
-        case "OUT_OF_MEMORY":
-            said, remedy = f"used more memory than it had asked for{place}", "raise job.memory"
-        case "NODE_FAIL":
-            said, remedy = f"lost its node{place and f' {node}'}", "no fault of the trial's: a retry may go well"
-        case "BOOT_FAIL":
-            said, remedy = f"met a node that did not boot{place}", "no fault of the trial's: a retry may go well"
-        case "PREEMPTED":
-            said, remedy = f"gave way to a job of higher priority{place}", "a retry may go well"
-        case "REQUEUED":
-            said, remedy = f"was put back into the queue{place}", "it runs again"
-        case "CANCELLED":
-            said = f"was cancelled{_by_whom(by)}{place}"
-            remedy = "an administrator, or Slurm itself" if by in _ROOT else ""
-        case "DEADLINE":
-            said, remedy = f"could not end by its deadline{place}", "lower job.time, or submit it with a later deadline"
-        case "REVOKED":
-            said, remedy = "was taken over by another cluster of the federation", ""
-        case _:
-            told += [reason] if reason and reason not in {*told, "None"} else []
-            told += _numbers(exit_code, signal)
-            return f"ended{place} as Slurm says: {', '.join(told)}"
+    if state == "COMPLETED":
+        return f"ended well{place} (COMPLETED, exit code 0)"
+    if state == "FAILED":
+        return _failed(exit_code, signal, place, ", ".join(told), started=node != "None assigned")
+    if state == "CANCELLED":
+        said = f"was cancelled{_by_whom(by)}{place}"
+        remedy = "an administrator, or Slurm itself" if by in _ROOT else ""
+    elif state in _ENDS:
+        limit = f"its walltime of {walltime}" if walltime else "its walltime"
+        words, remedy = _ENDS[state]
+        said = words.format(place=place, limit=limit, node=f" {node}" if place else "")
+    else:
+        told += [reason] if reason and reason not in {*told, "None"} else []
+        told += _numbers(exit_code, signal)
+        return f"ended{place} as Slurm says: {', '.join(told)}"
     return f"{said} ({', '.join(told)})" + (f": {remedy}" if remedy else "")
 
 
-_ROOT = {"0", "root"}
+# An end -> what it means, and what to do about it.
+_ENDS = {
+    "TIMEOUT": ("ran into {limit}{place}", "raise job.time, or let it resume from a checkpoint"),
+    "OUT_OF_MEMORY": ("used more memory than it had asked for{place}", "raise job.memory"),
+    "NODE_FAIL": ("lost its node{node}", "no fault of the trial's: a retry may go well"),
+    "BOOT_FAIL": ("met a node that did not boot{place}", "no fault of the trial's: a retry may go well"),
+    "PREEMPTED": ("gave way to a job of higher priority{place}", "a retry may go well"),
+    "REQUEUED": ("was put back into the queue{place}", "it runs again"),
+    "DEADLINE": ("could not end by its deadline{place}", "lower job.time, or submit it with a later deadline"),
+    "REVOKED": ("was taken over by another cluster of the federation", ""),
+}
 
-# Reasons that tell more than the state does. `JobLaunchFailure` is left out: squeue says it of every batch
+_ROOT = {"0", "root"}
+_RAISED = re.compile(r"RaisedSignal:([0-9]+)")  # newer than 22.05, and told by squeue alone
+
+# Reasons that tell more than the state does. `JobLaunchFailure` is left out: 22.05's squeue says it of every batch
 # script that a signal ended.
 _OF_AN_END = (
     "BadConstraints",
@@ -152,8 +153,9 @@ _WAITS: tuple[tuple[str, str, str, bool], ...] = (
      "choose another job.partition, or wait", False),
     ("ReqNodeNotAvail, Reserved for maintenance", "waiting, not to run into a maintenance of the nodes",
      "lower job.time to end before it, or wait until after", False),
-    ("ReqNodeNotAvail, May be reserved", "waiting for nodes that may be reserved for others",
-     "`scontrol show reservation` tells until when; a shorter job.time may fit in before", False),
+    ("ReqNodeNotAvail, May be reserved", "waiting for nodes that are drained, or kept for others",  # drained: 24.11
+     "`sinfo -R` and `scontrol show reservation` tell which and until when; a shorter job.time may fit in before",
+     False),
     ("ReqNodeNotAvail", "waiting for nodes that are down, drained or reserved", "`sinfo -R` tells why", False),
     ("Nodes required for job are DOWN", "waiting for nodes",
      "`sinfo -R` tells which are down; those that only serve others now come back by themselves", False),

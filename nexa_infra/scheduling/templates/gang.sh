@@ -79,6 +79,8 @@ told_alone() {
 warn() {
   local word rank restart pid
   local -A alive=()
+  # Ranks that end from here on are not started again.
+  [[ $1 != "${NEXA_GANG_WARNING-USR1}" ]] || : >"$NEXA_RANK_DIR/warned"
   # On a machine without Slurm the whole process group was told, and ranks are in sessions of their own.
   # In a Docker container its first process has told all of them, wherever they are.
   told_alone || [[ ${NEXA_SCHEDULER-} == local && -z ${NEXA_GUARDED-} ]] || return
@@ -154,7 +156,7 @@ node() {
     [[ $word != --no[-_]python ]] || program=("${program[@]:2}")
   done
   start_canary
-  trap ': >"$NEXA_RANK_DIR/warned"; warn USR1' USR1
+  trap 'warn USR1' USR1
   trap 'warn USR2' USR2
   trap finish TERM
   # Bash can lose the status of a child that ends while a signal comes in: it is written where none does.
@@ -181,6 +183,26 @@ node() {
   exit "${exit_code:-1}"
 }
 
+# Keeps what comes in within job.log_limit, the beginning and the end of it, as job.sbatch does.
+keep() {
+  local file=$1 half quarter block room size byte LC_ALL=C
+  trap '' TERM INT HUP USR1 USR2
+  read -r half quarter block <<<"$NEXA_GANG_LOG"
+  room=$half
+  while IFS= read -r -d '' -n 1 byte; do
+    size=0
+    [[ ! -s $file ]] || size=$(stat -c %s -- "$file")
+    if ((size + block >= room)); then
+      [[ ! -e $1.last ]] || mv -f -- "$1.last" "$1.before"
+      file=$1.last room=$quarter size=0
+    fi
+    {
+      if [[ -n $byte ]]; then printf '%s' "$byte"; else printf '\0'; fi &&
+        dd bs="$block" count=$(((room - size - 1) / block)) status=none
+    } >>"$file" || exec cat >/dev/null
+  done
+}
+
 # Runs a rank in its own log; rank 0 is heard as well. Ends as its program does, by the same signal.
 rank() {
   # shellcheck disable=SC2153
@@ -188,13 +210,18 @@ rank() {
   local log=$NEXA_RANK_DIR/rank-$number.log
   # A rank that ended for its warning is not to be started again, though torchrun takes it for a failure.
   [[ ! -e $NEXA_RANK_DIR/warned ]] || exit 143
-  if [[ $number == 0 ]]; then
-    exec 6> >(trap '' TERM INT HUP; exec tee -a -- "$log")
+  exec 8>>"$log"
+  if [[ -n ${NEXA_GANG_LOG-} ]]; then
+    exec 8> >(keep "$log")
     heard+=("$!")
-    exec 7> >(trap '' TERM INT HUP; exec tee -a -- "$log" >&2)
+  fi
+  if [[ $number == 0 ]]; then
+    exec 6> >(trap '' TERM INT HUP; exec tee -a /dev/fd/8)
+    heard+=("$!")
+    exec 7> >(trap '' TERM INT HUP; exec tee -a /dev/fd/8 >&2)
     heard+=("$!")
   else
-    exec 6>>"$log" 7>&6
+    exec 6>&8 7>&8
   fi
   [[ $restart == 0 ]] || printf '%s restart %s %s\n' -- "$restart" -- >&6
   # torchrun ends a rank by TERM to its whole group: what the program does then is waited for.
@@ -205,11 +232,11 @@ rank() {
     now
     printf 'start\t%s\t%s\t%s\t%s\n' "$number" "$restart" "$BASHPID" "$moment" >>"$record"
     exec -- "$@"
-  ) >&6 2>&7 3>&- 6>&- 7>&-
+  ) >&6 2>&7 3>&- 6>&- 7>&- 8>&-
   code=$?
   now
   printf 'end\t%s\t%s\t%s\t%s\n' "$number" "$restart" "$code" "$moment" >>"$record"
-  exec 6>&- 7>&- 2>&3
+  exec 6>&- 7>&- 8>&- 2>&3
   # What the program has left behind may hold its output open: that is waited for no longer than a second.
   for _ in {1..100}; do
     kill -0 ${heard[@]+"${heard[@]}"} 2>/dev/null || break

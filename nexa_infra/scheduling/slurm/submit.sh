@@ -1,7 +1,9 @@
 # Submits one array, exactly once, and says what is known of it: one word, then what goes with it.
+#
+# Before this come the assignments run_dir, records (the folder of the intents), token, number, lock_seconds, tries,
+# created, again, doubt, void, earlier, and the functions write_trials, write_intent and ask (which runs sbatch).
 # (`command` before exec and `true` for `:`, for a redirection that fails would end the shell without a word.)
-cd -- {{ run_dir | quote }} 2>/dev/null || { echo gone; exit 0; }
-token={{ token | quote }} number={{ number }}
+cd -- "$run_dir" 2>/dev/null || { echo gone; exit 0; }
 gone() {
   echo gone
   exit 0
@@ -11,17 +13,15 @@ gone() {
 for nexa_name in $(env | sed -n 's/^\(NEXA_[A-Z_]*\)=.*/\1/p'); do unset "$nexa_name"; done
 
 # Whoever asks sbatch holds this lock, and sbatch inherits it: one that outlives its client is waited for.
-command exec 9>>submissions/.sbatch.lock || gone
-flock -w {{ lock_seconds }} 9 || { echo busy; exit 0; }
+command exec 9>>"$records/.sbatch.lock" || gone
+flock -w "$lock_seconds" 9 || { echo busy; exit 0; }
 
 # The intent comes first, and only one client's.
-if [ ! -e "submissions/$number.json" ]; then
+if [ ! -e "$records/$number.json" ]; then
   [ ! -e cancelled ] || { echo cancelled; exit 0; }
-{% if write_trials %}
-{{ write_trials }} || gone
-{% endif %}
-{{ write_intent }} || gone
-elif ! grep -qF -- {{ created | quote }} "submissions/$number.json"; then
+  write_trials || gone
+  write_intent || gone
+elif ! grep -qF -- "$created" "$records/$number.json"; then
   echo taken
   exit 0
 fi
@@ -33,54 +33,47 @@ look_for_claim() {
 
 look_up() {
   look_for_claim
-{% if not doubt %}
-  if [ -e "submissions/$number.answer" ]; then
-    echo "$1 $(cat -- "submissions/$number.answer")"
-    cat -- "submissions/$number.out"
-    cat -- "submissions/$number.err" >&2
+  if [ -z "$doubt" ] && [ -e "$records/$number.answer" ]; then
+    echo "$1 $(cat -- "$records/$number.answer")"
+    cat -- "$records/$number.out"
+    cat -- "$records/$number.err" >&2
     exit 0
   fi
-{% endif %}
   listed=$(SLURM_BITSTR_LEN=0 squeue -h -u "$(id -un)" -t all -o '%F|%j') || { echo unknown; exit 0; }
   id=$(printf '%s\n' "$listed" | awk -F'|' -v t="$token" '$2 == t { print $1; exit }')
   if [ -n "$id" ]; then echo "queued $id"; exit 0; fi
 }
 
-{% if again %}
 # The scheduler said no, and may say otherwise now: unless another client has asked it meanwhile, it is asked again.
-[ "$(cat -- "submissions/$number.answer" 2>/dev/null)" != {{ again | quote }} ] || rm -f -- "submissions/$number.asked"
-{% endif %}
-if [ -e "submissions/$number.asked" ]; then
+if [ -n "$again" ] && [ "$(cat -- "$records/$number.answer" 2>/dev/null)" = "$again" ]; then
+  rm -f -- "$records/$number.asked"
+fi
+if [ -e "$records/$number.asked" ]; then
   look_up recorded
-{% if void %}
+  [ -n "$void" ] || { echo missing; exit 0; }
   # Looked for twice, a grace period apart, and found nowhere: should it appear after all, it is void.
   ln -sT -- void "claims/$token" 2>/dev/null
   look_for_claim
   gone
-{% else %}
-  echo missing
-  exit 0
-{% endif %}
 fi
 look_for_claim
 [ ! -e cancelled ] || { echo cancelled; exit 0; }
-{% for before in earlier %}
 # Nothing of what came before may start any more: the scheduler has forgotten it, and may remember.
-ln -sfT -- void "claims/.void-$number" && mv -fT -- "claims/.void-$number" claims/{{ before | quote }} || gone
-{% endfor %}
-rm -f -- "submissions/$number.answer" && true >"submissions/$number.asked" || gone
+for before in $earlier; do
+  ln -sfT -- void "claims/.void-$number" && mv -fT -- "claims/.void-$number" "claims/$before" || gone
+done
+rm -f -- "$records/$number.answer" && true >"$records/$number.asked" || gone
 # In a session of its own, sbatch outlives this shell and the connection.
+export number records
 setsid sh -c '
-  number=$1
-  shift
-  "$@" >"submissions/$number.out" 2>"submissions/$number.err" </dev/null
-  echo "$? $(date +%s%N)" >"submissions/.$number.answer"
-  mv -f -- "submissions/.$number.answer" "submissions/$number.answer"
-' sh "$number" {{ sbatch }} >/dev/null 2>&1 </dev/null &
-tries=0
-while [ ! -e "submissions/$number.answer" ] && [ "$tries" -lt {{ tries }} ]; do
-  if [ "$tries" -lt 100 ]; then sleep 0.01; else sleep 0.2; fi
-  tries=$((tries + 1))
+  "$@" >"$records/$number.out" 2>"$records/$number.err" </dev/null
+  echo "$? $(date +%s%N)" >"$records/.$number.answer"
+  mv -f -- "$records/.$number.answer" "$records/$number.answer"
+' sh "$@" >/dev/null 2>&1 </dev/null &
+waited=0
+while [ ! -e "$records/$number.answer" ] && [ "$waited" -lt "$tries" ]; do
+  if [ "$waited" -lt 100 ]; then sleep 0.01; else sleep 0.2; fi
+  waited=$((waited + 1))
 done
 look_up answered
 echo unknown

@@ -1,0 +1,1 @@
+"""The verbs of a working day, as the command line takes them."""
