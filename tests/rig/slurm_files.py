@@ -162,12 +162,13 @@ def slurmdbd_conf(folder: Path, ports: Ports, password: str, settings: Mapping[s
 
 
 # What sacctmgr is told once, before slurmctld reads it. bob has no account here: his jobs are refused.
-TIGHT_MAX_SUBMIT = 3
+TIGHT_MAX_SUBMIT, NARROW_MAX_SUBMIT = 3, 12
 ACCOUNTING = (
     "add cluster rig",
     f"add qos tight MaxSubmitJobsPerUser={TIGHT_MAX_SUBMIT}",
+    f"add qos narrow MaxSubmitJobsPerUser={NARROW_MAX_SUBMIT}",
     "add qos hasty MaxWall=00:05:00",
-    "modify cluster rig set QOS=normal,tight,hasty DefaultQOS=normal",
+    "modify cluster rig set QOS=normal,tight,narrow,hasty DefaultQOS=normal",
     "add account research,teaching Cluster=rig",
     "add user root Account=research,teaching DefaultAccount=research",
     "add user ada Account=teaching",

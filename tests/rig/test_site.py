@@ -26,7 +26,7 @@ def planned(folder: Path, cluster: Cluster, *, job: str = "", count: int = 3) ->
 REFUSED = [
     (", partition: cpux", ["job.partition: there is no partition 'cpux' (did you mean 'cpu'?)"]),
     (", account: reserch", ["job.account: you have no account 'reserch'", "did you mean 'research'?"]),
-    (", qos: nosuch", ["job.qos: there is no QOS 'nosuch'", "it has hasty, normal, tight"]),
+    (", qos: nosuch", ["job.qos: there is no QOS 'nosuch'", "it has hasty, narrow, normal, tight"]),
     (", partition: short", ["job.time: 00:05:00 is over the limit of partition short, 00:02:00"]),
     (", partition: short, time: UNLIMITED", ["job.time: UNLIMITED is over the limit"]),
     (", gpus_per_node: 1, gpu_type: v100, partition: gpu", ["partition gpu has no v100", "it has a100, h100"]),

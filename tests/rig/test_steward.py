@@ -68,12 +68,6 @@ def test_a_client_comes_back_and_goes_again(site: Site) -> None:
 
 
 def test_what_does_not_fit_is_submitted_by_the_steward(site: Site) -> None:
-    for words in (
-        ["add", "qos", "narrow", "MaxSubmitJobsPerUser=12"],
-        ["modify", "cluster", "rig", "set", "QOS+=narrow"],
-    ):
-        done = site.slurm.run(["sacctmgr", "-i", *words])
-        assert done.returncode == 0, done.stdout + done.stderr
     run = site.run(UNATTENDED, trials(8), "job.qos=narrow", over_ssh=True)
     assert site.client(submit, run).wait() == "done"
     await_end(site, run, 180)

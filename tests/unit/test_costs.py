@@ -131,7 +131,7 @@ def test_no_walltime_is_no_ceiling() -> None:
 
 def test_a_runs_ceiling_counts_every_trial_node_gpu_and_attempt() -> None:
     job = {"time": "08:00:00", "nodes": 2, "gpus_per_node": 4, "gpu_type": "rtx_5090", "cost_per_gpu_hour": "3.25"}
-    assert estimate_run(a_run(job=job, retry={"times": 2})).attempts_per_trial == 11, "each kind of end counts for itself"
+    assert estimate_run(a_run(job=job, retry={"times": 2})).attempts_per_trial == 11, "each kind of end for itself"
     estimate = estimate_run(a_run(job=job, retry={"times": 2, "on": ["failed"]}))
     assert estimate.attempts_per_trial == 3
     assert estimate.unit_hours == 4 * 3 * 2 * 4 * 8
