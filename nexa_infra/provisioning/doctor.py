@@ -206,7 +206,7 @@ def _limits(found: Inspection) -> Iterator[Check]:
     elif size.isdigit():
         jobs = found.config.get("MaxJobCount", "")
         whole = f"; {int(jobs):,} jobs of all users (MaxJobCount)" if jobs.isdigit() else ""
-        yield Check("limits", True, f"{int(size) - 1:,} tasks an array (MaxArraySize); larger runs take several{whole}")
+        yield Check("limits", True, f"{int(size) - 1:,} tasks an array at most (MaxArraySize){whole}")
     for each in found.associations:
         if each.limits:
             where = f" in {each.partition}" if each.partition else ""

@@ -82,7 +82,7 @@ def test_a_healthy_cluster_is_told_in_two_round_trips(sshd: SshRig, slurm: Slurm
     assert told(checks, "accounting") == "sacct answers: GPUs by type (a100, h100)"
     assert told(checks, "account") == "research, root, teaching; QOS hasty, narrow, normal, tight"
     assert told(checks, "limits").splitlines() == [
-        "1,000 tasks an array (MaxArraySize); larger runs take several; 10,000 jobs of all users (MaxJobCount)",
+        "1,000 tasks an array at most (MaxArraySize); 10,000 jobs of all users (MaxJobCount)",
         "QOS hasty: walltime 00:05:00",
         "QOS narrow: 12 tasks queued or running a user",
         "QOS tight: 3 tasks queued or running a user",

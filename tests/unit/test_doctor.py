@@ -193,7 +193,7 @@ def test_a_healthy_site_is_told_line_by_line() -> None:
     assert told(checks, "accounting") == "sacct answers: GPUs by type (a100)"
     assert told(checks, "account") == "vision; QOS long, normal"
     assert told(checks, "limits").splitlines() == [
-        "1,000 tasks an array (MaxArraySize); larger runs take several; 10,000 jobs of all users (MaxJobCount)",
+        "1,000 tasks an array at most (MaxArraySize); 10,000 jobs of all users (MaxJobCount)",
         "account vision: 500 tasks queued or running, 20 running at once, gres/gpu=16 in all",
         "QOS long: walltime 7-00:00:00",
     ]
