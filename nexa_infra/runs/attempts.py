@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nexa_infra.runs.directory import RunDirectory
@@ -67,52 +68,112 @@ class TaskState:
 _STATUS_WORDS = ("start\t", "end\t", "log\t", "why\t")
 
 
+@dataclass
+class _Known:
+    """What this process has read of a folder of status files."""
+
+    signs: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # of each file: size, mtime, inode
+    starts: dict[int, dict[int, tuple[float, str, int]]] = field(default_factory=dict)  # trial -> attempt -> …
+    ends: dict[tuple[int, int], tuple[float, int, str | None]] = field(default_factory=dict)
+    logged: dict[tuple[int, int], int] = field(default_factory=dict)
+    causes: dict[tuple[int, int], str] = field(default_factory=dict)
+    trials: dict[int, list[Attempt]] = field(default_factory=dict)
+
+
+_known: dict[str, _Known] = {}
+_lock = threading.Lock()
+# So many run directories are remembered.
+_MOST_KNOWN = 16
+# What has changed less than this ago may change once more and look the same, nanoseconds.
+_MOMENT = 2_000_000_000
+
+
 def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
     """Read every attempt from the status files: trial -> attempts, in order.
 
-    A line that a crash tore is left out: an attempt exists once its start line is whole.
+    A line that a crash tore is left out: an attempt exists once its start line is whole. A file that looks as it did
+    when this process last read it is not read again: of ten thousand, few change between two polls.
     """
-    starts: dict[tuple[int, int], tuple[float, str, int]] = {}
-    ends: dict[tuple[int, int], tuple[float, int, str | None]] = {}
-    logged: dict[tuple[int, int], int] = {}
-    causes: dict[tuple[int, int], str] = {}
-    for line in _status_lines(directory.status):
-        # What a crash tore has no newline, so the next line stands behind it, on the same one.
-        words = line[max(0, *(line.rfind(word) for word in _STATUS_WORDS)) :].split("\t")
-        try:
-            key = (int(words[1]), int(words[2]))
-            if words[0] == "start":
-                starts[key] = (float(words[3]), words[4], int(words[5]) if len(words) > 5 else 0)
-            elif words[0] == "end":
-                ends[key] = (float(words[3]), int(words[4]), words[5] or None)
-            elif words[0] == "log":
-                logged[key] = int(words[3])
-            elif words[0] == "why":
-                causes[key] = words[3]
-        except (ValueError, IndexError):
+    folder = str(directory.status)
+    with _lock:
+        known = _known.pop(folder, None) or _Known()
+        signs = _signs(folder)
+        if any(name not in signs or signs[name][0] < sign[0] for name, sign in known.signs.items()):
+            known = _Known()  # nothing is ever taken back: these are another run's
+        _known[folder] = known
+        while len(_known) > _MOST_KNOWN:
+            del _known[next(iter(_known))]
+        _read_changed(folder, known, signs)
+        return {trial: list(tried) for trial, tried in known.trials.items()}
+
+
+def _read_changed(folder: str, known: _Known, signs: Mapping[str, tuple[int, int, int]]) -> None:
+    changed: set[int] = set()
+    recent = time.time_ns() - _MOMENT
+    for name, sign in signs.items():
+        if known.signs.get(name) == sign:
             continue
-    trials: dict[int, list[Attempt]] = {}
-    for key in sorted(starts):
-        ended, code, caught = ends.get(key, (None, None, None))
-        started, node, restart = starts[key]
-        attempt = Attempt(*key, started, node, ended, code, caught, logged.get(key, 0), causes.get(key), restart)
-        trials.setdefault(key[0], []).append(attempt)
-    return trials
-
-
-def _status_lines(folder: Path) -> Iterator[str]:
-    """Yield the whole lines of every status file."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - a Path an entry would double the time of ten thousand
-    except FileNotFoundError:
-        return
-    for name in names:
         try:
-            with open(f"{folder}/{name}", "rb", buffering=0) as stream:  # noqa: PTH123 - likewise
-                data = stream.read()
+            lines = _lines(f"{folder}/{name}")
         except OSError:
             continue
-        yield from data.decode("utf-8", "replace").split("\n")[:-1]
+        known.signs[name] = sign if sign[1] < recent else (sign[0], 0, 0)
+        for line in lines:
+            # What a crash tore has no newline, so the next line stands behind it, on the same one.
+            words = line[max([0, *map(line.rfind, _STATUS_WORDS)]) :].split("\t")
+            try:
+                trial, number = key = (int(words[1]), int(words[2]))
+                if words[0] == "start":
+                    started = (float(words[3]), words[4], int(words[5]) if len(words) > 5 else 0)
+                    known.starts.setdefault(trial, {})[number] = started
+                elif words[0] == "end":
+                    known.ends[key] = (float(words[3]), int(words[4]), words[5] or None)
+                elif words[0] == "log":
+                    known.logged[key] = int(words[3])
+                elif words[0] == "why":
+                    known.causes[key] = words[3]
+            except (ValueError, IndexError):
+                continue
+            changed.add(trial)
+    new = [trial for trial in changed if trial in known.starts]
+    known.trials.update((trial, _tried(known, trial)) for trial in new)
+    if len(known.trials) > 1 and new:
+        known.trials = dict(sorted(known.trials.items()))
+
+
+def _tried(known: _Known, trial: int) -> list[Attempt]:
+    found = []
+    for number, (started, node, restart) in sorted(known.starts[trial].items()):
+        key = (trial, number)
+        ended, code, caught = known.ends.get(key, (None, None, None))
+        logged, cause = known.logged.get(key, 0), known.causes.get(key)
+        found.append(Attempt(trial, number, started, node, ended, code, caught, logged, cause, restart))
+    return found
+
+
+def _signs(folder: str) -> dict[str, tuple[int, int, int]]:
+    """Return what tells whether each status file has changed: its size, its mtime and its inode."""
+    found = {}
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return {}
+    try:
+        for name in os.listdir(handle):  # noqa: PTH208 - a Path an entry would double the time of ten thousand
+            try:
+                stat = os.stat(name, dir_fd=handle)
+            except FileNotFoundError:
+                continue
+            found[name] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    finally:
+        os.close(handle)
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    """Return the whole lines of a status file."""
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - likewise
+        return stream.read().decode("utf-8", "replace").split("\n")[:-1]
 
 
 _BY_SCHEDULER: dict[str, TrialState] = {
@@ -156,6 +217,8 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
     A trial has completed when its status line says so, and never because it is missing.
     """
     last = attempts[-1] if attempts else None
+    if task is not None and last is not None and task.attempt < last.number:
+        task = None  # its word on an earlier attempt is none on this one
     said = _BY_SCHEDULER.get(task.state) if task else None
     if last is None or (task is not None and task.attempt > last.number):
         if last is not None and task is not None and task.state == "COMPLETED" and _has_completed(last):

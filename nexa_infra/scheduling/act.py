@@ -9,7 +9,7 @@ from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.scheduling.arrays import Throttle
 from nexa_infra.scheduling.base import Scheduler
 from nexa_infra.scheduling.decide import Action, Finish, Stop, Submit
-from nexa_infra.scheduling.intents import submit_arrays
+from nexa_infra.scheduling.intents import closed, locked, submit_arrays
 
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
@@ -32,4 +32,8 @@ def carry_out(run: Run, scheduler: Scheduler, actions: Sequence[Action]) -> bool
     for each in actions:
         if isinstance(each, Stop):
             stop(run, scheduler, each.reason, by="policy")
-    return any(isinstance(each, Finish) for each in actions)
+    if not any(isinstance(each, Finish) for each in actions):
+        return False
+    # A controller may yet remember an array that it had forgotten: from here on it starts nothing.
+    with locked(run):
+        return closed(run, scheduler)

@@ -93,6 +93,12 @@ class Scheduler(Protocol):
     def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
         """Say how attempts have ended, by the scheduler's word: (trial, attempt) -> state, where it has one."""
 
+    def failures(self, run: Run) -> Sequence[tuple[str, float]]:
+        """Return the nodes that went away under attempts, and when, seconds since the epoch."""
+
+    def close(self, run: Run) -> bool:
+        """See to it that nothing that was submitted may start any more; say whether nothing of it waits or runs."""
+
     def counts(self, run: Run) -> Mapping[str, int]:
         """Return how often the scheduler was asked about the run by this process, by what was asked."""
 

@@ -18,6 +18,8 @@ _FORCED: dict[str, TrialState] = {
     "DEADLINE": "deadline",
     "CANCELLED": "cancelled",
 }
+# Slurm ends the attempts of a node that is gone within seconds of each other.
+_AT_ONCE = 5.0
 _BAD = frozenset({"failed", "timeout", "out_of_memory", "node_fail", "boot_fail", "deadline", "preempted"})
 
 
@@ -70,18 +72,18 @@ def early_ends(
     return tuple(words for _, words in sorted(over)[:most])
 
 
-def failed_nodes(attempts: Mapping[int, Sequence[Attempt]], said: Mapping[tuple[int, int], str]) -> dict[str, int]:
-    """Count how often each node went away under trials; what it takes with it at one moment is one failure."""
-    seen: dict[str, set[int]] = {}
-    for trial, tried in attempts.items():
-        for each in tried:
-            if each.node and said.get((trial, each.number)) in {"NODE_FAIL", "BOOT_FAIL"}:
-                # Slurm gives all trials of a node the same end, to the second.
-                moment = int((each.ended or each.started) // 60)
-                known = seen.setdefault(each.node, set())
-                if not known & {moment - 1, moment, moment + 1}:
-                    known.add(moment)
-    return {node: len(moments) for node, moments in seen.items()}
+def failed_nodes(failures: Iterable[tuple[str, float]]) -> dict[str, int]:
+    """Count how often each node went away, by the ends of the attempts that it took with it: node, moment.
+
+    What it takes with it at one moment is one failure.
+    """
+    last: dict[str, float] = {}
+    found: dict[str, int] = {}
+    for node, moment in sorted(failures, key=lambda each: each[1]):
+        if node not in last or moment - last[node] > _AT_ONCE:
+            found[node] = found.get(node, 0) + 1
+        last[node] = moment
+    return found
 
 
 def typical_seconds(states: Sequence[str], attempts: Mapping[int, Sequence[Attempt]]) -> float | None:
@@ -106,5 +108,7 @@ def asked_for(
                 asked[trial] = max(attempt, asked.get(trial, 0))
     for trial, tried in attempts.items():
         if tried and tried[-1].number >= asked.get(trial, 0):
+            # Whatever is recorded of its submission, it was asked for.
+            asked[trial] = tried[-1].number
             lost.pop(trial, None)
     return asked, lost

@@ -32,11 +32,28 @@ _ASK_AGAIN = 2.0
 
 
 def submit_arrays(run: Run, scheduler: Scheduler, arrays: Sequence[Submit]) -> None:
-    """Submit what was decided on, as far as it still stands once nobody else can submit."""
+    """Submit what was decided on, as far as it still stands once nobody else can submit.
+
+    Where nothing of the run was left, all that was submitted is closed first: a controller may remember an array that
+    it had forgotten, and what that starts meanwhile is for the next decision.
+    """
     with locked(run):
         active = look(run, scheduler).active
-        if not run.files.cancelled.exists():
+        if not run.files.cancelled.exists() and (active or closed(run, scheduler)):
             submit_all(run, scheduler, arrays, active=active)
+
+
+def closed(run: Run, scheduler: Scheduler) -> bool:
+    """See to it that nothing of what was submitted starts any more, and bring what has started.
+
+    It is False where something waits or runs after all, or another client has submitted since.
+    """
+    before = read_submissions(run.files)
+    if not before:
+        return True
+    if not scheduler.close(run) or look(run, scheduler).active:
+        return False
+    return len(read_submissions(run.files)) == len(before)
 
 
 def look(run: Run, scheduler: Scheduler) -> Queue:
@@ -78,7 +95,7 @@ def submit_all(run: Run, scheduler: Scheduler, arrays: Sequence[Submit], *, acti
                 (trial, attempt)
                 for trial, attempt in array.trials
                 if attempt > max((each.number for each in attempts.get(trial, ())), default=0)
-                and not (active and attempt <= asked.get(trial, 0))
+                and not (active and trial in asked)
             )
             wanted = replace(array, trials=left)
         if wanted.trials == ():

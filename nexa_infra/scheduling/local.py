@@ -107,6 +107,7 @@ class LocalScheduler:
     def reopen(self, run: Run) -> None:
         """See `Scheduler.reopen`."""
         run.files.cancelled.unlink(missing_ok=True)
+        run.files.reopened.touch()
 
     def bring(self, run: Run) -> None:
         """See `Scheduler.bring`: it is here."""
@@ -120,9 +121,25 @@ class LocalScheduler:
     def publish(self, run: Run) -> None:
         """See `Scheduler.publish`: it is there."""
 
-    def ends(self, run: Run) -> Mapping[tuple[int, int], str]:  # noqa: ARG002
-        """See `Scheduler.ends`: the script's own lines say it."""
-        return {}
+    def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
+        """See `Scheduler.ends`: by the supervisors' journals; trials that share a task say it themselves."""
+        found: dict[tuple[int, int], str] = {}
+        for submission in read_submissions(run.files):
+            if submission.pack > 1:
+                continue
+            ends = _read_tasks(_journal(run.files, submission.number), active=False)
+            for task, [asked] in enumerate(trials_of(run, submission)):
+                if task in ends and ends[task][2] is not None:
+                    found[asked] = ends[task][0]
+        return found
+
+    def failures(self, run: Run) -> Sequence[tuple[str, float]]:  # noqa: ARG002
+        """See `Scheduler.failures`: this machine does not go away alone."""
+        return ()
+
+    def close(self, run: Run) -> bool:
+        """See `Scheduler.close`: what a supervisor has not started goes with it."""
+        return not is_supervised(run.files)
 
     def counts(self, run: Run) -> Mapping[str, int]:  # noqa: ARG002
         """See `Scheduler.counts`: nobody is asked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nexa_infra.runs.attempts import TaskState, read_states
@@ -24,11 +24,12 @@ def state_of(
     tasks: Mapping[int, TaskState],
     *,
     said: Mapping[tuple[int, int], str] | None = None,
+    failures: Iterable[tuple[str, float]] = (),
     metrics: MetricsWatch | None = None,
 ) -> State:
     """Read what `decide` decides over; the queue was asked first, so nothing that ended since is missed.
 
-    `said` is the scheduler's word on how attempts ended.
+    `said` is the scheduler's word on how attempts ended, `failures` on nodes that went away, and when.
     """
     states, attempts = read_states(run.files, run.trials, tasks)
     submissions = read_submissions(run.files)
@@ -45,7 +46,7 @@ def state_of(
         ends=ends_of(states, attempts, said),
         lost=lost,
         early=early_ends(states, attempts, policy.breaker, _reopened(run)) if policy.breaker else (),
-        nodes=failed_nodes(attempts, said),
+        nodes=failed_nodes(failures),
         arrays=queue.arrays,
         room=None if most is None or queue.queued is None else most - queue.queued,
         full=full,

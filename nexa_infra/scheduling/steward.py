@@ -99,7 +99,7 @@ class Steward:
                 queue = self.scheduler.poll(run, fresh=True)
                 tasks = self.scheduler.tasks(run)
                 said = self.scheduler.ends(run)
-                state = state_of(run, self._policy(), queue, tasks, said=said)
+                state = state_of(run, self._policy(), queue, tasks, said=said, failures=self.scheduler.failures(run))
                 actions = decide(state, time.time())
                 if carry_out(run, self.scheduler, actions):
                     return True

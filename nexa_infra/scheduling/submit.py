@@ -11,7 +11,7 @@ from nexa_infra.runs.record import Run
 from nexa_infra.runs.submissions import Submission, read_submissions, write_submission
 from nexa_infra.scheduling.base import Queue, Scheduler
 from nexa_infra.scheduling.decide import Submit, arrange, decide
-from nexa_infra.scheduling.intents import locked, look, submit_all
+from nexa_infra.scheduling.intents import closed, locked, look, submit_all
 from nexa_infra.scheduling.policies import policy_of
 from nexa_infra.scheduling.recorded import state_of
 
@@ -38,12 +38,16 @@ def submit_run(run: Run, scheduler: Scheduler) -> Submission:
         last = earlier[-1]
         if run.files.cancelled.exists():
             return last
-        if last.job_id is None and last.void is None and (settled := scheduler.settle(run, last)) is not None:
-            write_submission(run.files, settled)
-            return settled
+        if last.job_id is None and last.void is None:
+            if (settled := scheduler.settle(run, last)) is not None:
+                write_submission(run.files, settled)
+                return settled
+            queue = look(run, scheduler)
         if queue.active:
             _keep_steward(run, scheduler)
             return last
+        if not closed(run, scheduler):
+            return read_submissions(run.files)[-1]
         tasks = scheduler.tasks(run)
         states, attempts = read_states(run.files, run.trials, tasks)
         unfinished = [
@@ -54,7 +58,7 @@ def submit_run(run: Run, scheduler: Scheduler) -> Submission:
         if not unfinished:
             return last
         _keep_steward(run, scheduler)
-        state = state_of(run, policy_of(run), queue, tasks, said=scheduler.ends(run))
+        state = state_of(run, policy_of(run), queue, tasks, said=scheduler.ends(run), failures=scheduler.failures(run))
         return submit_all(run, scheduler, arrange(state, unfinished[: state.affordable], time.time()))
 
 
@@ -68,10 +72,12 @@ def submit_trials(run: Run, scheduler: Scheduler, trials: Sequence[tuple[int, in
         raise ValueError("there is no trial to submit")
     with locked(run):
         queue = look(run, scheduler) if read_submissions(run.files) else Queue(False)
-        if queue.active:
+        if queue.active or not closed(run, scheduler):
             return read_submissions(run.files)[-1]
         _keep_steward(run, scheduler)
-        state = state_of(run, policy_of(run), queue, scheduler.tasks(run), said=scheduler.ends(run))
+        state = state_of(
+            run, policy_of(run), queue, scheduler.tasks(run), said=scheduler.ends(run), failures=scheduler.failures(run)
+        )
         return submit_all(run, scheduler, arrange(state, list(trials)[: state.affordable], time.time()))
 
 

@@ -116,8 +116,12 @@ async def follow(
             # A controller that was away may believe for minutes that what has ended runs.
             if done is not None and time.monotonic() - done > SETTLE_SECONDS:
                 return
-            if await asyncio.to_thread(carry_out, run, scheduler, actions):
-                return
+            try:
+                if await asyncio.to_thread(carry_out, run, scheduler, actions):
+                    return
+            except (HostError, UnknownStateError) as error:
+                seen = None  # it is decided anew
+                yield Poll(run.trials, told, looked - started, (f"not done yet: {error}",), metrics.progress)
             seen = None if any(isinstance(each, Stop) for each in actions) else seen
             # A large run takes longer to read: that never takes more than a tenth of the time.
             grown = min(max(period, (time.monotonic() - started) / GROWTH), ceiling or period)
@@ -133,4 +137,6 @@ async def follow(
 def read_state(run: Run, scheduler: Scheduler, queue: Queue, metrics: MetricsWatch) -> State:
     """Read what `decide` decides over; the queue was asked first, so nothing that ended since is missed."""
     tasks = scheduler.tasks(run)
-    return state_of(run, policy_of(run), queue, tasks, said=scheduler.ends(run), metrics=metrics)
+    return state_of(
+        run, policy_of(run), queue, tasks, said=scheduler.ends(run), failures=scheduler.failures(run), metrics=metrics
+    )

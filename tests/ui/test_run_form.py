@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.server, pytest.mark.ui]
 
-PARAMETERS = ("config_file", "submit", "cluster", "prices", "budget_usd", "overrides", "resume")
+PARAMETERS = ("config_file", "submit", "cluster", "prices", "budget_usd", "overrides", "resume", "extend")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_
 from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
 from nexa_infra.scheduling.slurm.submission import TakenError, leave, order_of, submit_once
 from nexa_infra.scheduling.slurm.tasks import Trials
-from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, read_accounting
+from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, moment, read_accounting
 
 # How long what is cancelled may take to end: KillWait, epilogs, and a slow controller, seconds.
 END_SECONDS = 180.0
@@ -48,6 +48,7 @@ class _Seen:
     since: float | None = None  # when files were last brought, by the cluster's clock
     asked: frozenset[int] = field(default_factory=frozenset)  # trials that accounting was asked about
     behind: bool = False  # whether there is more of a training's metrics log than was brought
+    owners: frozenset[str] = frozenset()  # arrays that have started trials
     calls: Counter[str] = field(default_factory=Counter)  # what was asked, and how often
 
 
@@ -136,6 +137,7 @@ class SlurmScheduler:
         text += section("queue", queue_command(prefix, cache=_cache(run), age=0.0 if fresh else _shared_age(run)))
         text += section("cancelled", "cat cancelled 2>/dev/null")
         text += section("throttle", "cat throttle 2>/dev/null")
+        text += section("claims", "readlink -- claims/* 2>/dev/null | sort -u")
         logs = self.host.remote and run.kind == "training"
         held = mirror.held_of(run) if logs else 0
         if logs:
@@ -158,6 +160,8 @@ class SlurmScheduler:
             _keep_throttle(run, found["throttle"])
         if "log" in found:
             seen.behind = mirror.keep_log(run, held, found["log"][0])
+        # An array whose id no client has recorded may be known by its claim alone.
+        seen.owners = frozenset(re.findall(r"^(?:void-)?([0-9]+)$", found["claims"][0], re.MULTILINE))
         answer = read_answer(found["queue"], prefix)
         seen.calls["polls"] += 1
         seen.calls["shared" if answer.shared else "squeue"] += 1
@@ -190,7 +194,28 @@ class SlurmScheduler:
     def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
         """See `Scheduler.ends`: by what accounting last said."""
         found = tasks.charged(_submissions(run), _accounts(run), read_attempts(run.files))
-        return {(trial, number): row.state for trial, number, row in found if row.state not in _GOING}
+        return {(trial, number): tasks.state_of(row) for trial, number, row in found if row.state not in _GOING}
+
+    def failures(self, run: Run) -> Sequence[tuple[str, float]]:
+        """See `Scheduler.failures`: by what accounting last said."""
+        gone = (row for row in _accounts(run) if row.state in {"NODE_FAIL", "BOOT_FAIL"})
+        return [(row.nodes, moment(row.ended) or 0.0) for row in gone if re.fullmatch(r"[\w.-]+", row.nodes)]
+
+    def close(self, run: Run) -> bool:
+        """Claim every token for nobody, unless the queue has something of the run; see `Scheduler.close`.
+
+        Raises:
+            UnknownStateError: whether it has cannot be said.
+        """
+        prefix = f"nexa-{run.id}-"
+        text = f"cd -- {quote(run.directory)} || exit 66\n{_VOID}"
+        # Between the question and the claims no other client asks sbatch.
+        text += "command exec 9>>submissions/.sbatch.lock && flock -w 20 9 || { echo busy; exit 0; }\n"
+        text += f"nexa_prefix={quote(prefix)}\n{_CLOSE}"
+        said = self.client.ask(text).stdout.split()
+        if not said or said[0] in {"busy", "unknown"}:
+            raise UnknownStateError(f"run {run.id}: whether anything of it waits or runs cannot be said")
+        return said[0] == "closed"
 
     def throttle(self, run: Run, changes: Sequence[Throttle]) -> None:
         """Change arrays' limits, and what they wait for, in one question; see `Scheduler.throttle`."""
@@ -233,15 +258,14 @@ class SlurmScheduler:
         Raises:
             UnknownStateError: nobody can say whether they have ended.
         """
-        lines = [f"cd -- {quote(run.directory)} || exit 66"]
+        lines = [f"cd -- {quote(run.directory)} || exit 66", _VOID]
         if run.files.cancelled.exists() and self.host.remote:
             lines.append("[ -e cancelled ] || " + write_file("cancelled", run.files.cancelled.read_bytes()))
         # An sbatch that is being asked at this moment is waited for; whoever comes later sees the word.
         lines.append("command exec 9>>submissions/.sbatch.lock && flock -w 20 9")
         lines.append('for nexa_intent in submissions/*.json; do [ -e "$nexa_intent" ] || continue')
         lines.append("  nexa_number=${nexa_intent##*/}; nexa_number=${nexa_number%.json}")
-        lines.append(f"  nexa_claim=claims/{quote(f'nexa-{run.id}-')}$nexa_number")
-        lines.append('  ln -sfT -- void "$nexa_claim.void" && mv -fT -- "$nexa_claim.void" "$nexa_claim"\ndone')
+        lines.append(f"  void {quote(f'nexa-{run.id}-')}$nexa_number\ndone")
         if not run.labels.get("steward"):
             # A steward that ends its run ends itself when it has written the report.
             steward = quote(token_of(run.id, 0)[:-1])
@@ -336,8 +360,9 @@ class SlurmScheduler:
         self, run: Run, submissions: Sequence[tuple[Submission, Trials]], wanted: frozenset[tuple[int, int]]
     ) -> list[AccountingRow]:
         """Ask sacct about the run's arrays, until it has caught up with the attempts that are wanted, or will not."""
-        rows = _seen_of(run).rows or ()
-        ids = sorted({s.job_id for s, _ in submissions if s.job_id} | {row.array_id for row in rows}, key=int)
+        seen = _seen_of(run)
+        rows, recorded = seen.rows or (), {s.job_id for s, _ in submissions if s.job_id}
+        ids = sorted(recorded | {row.array_id for row in rows} | seen.owners, key=int)
         if not ids:
             return []
         limit = time.monotonic() + LAG_SECONDS
@@ -353,6 +378,26 @@ class SlurmScheduler:
             if wanted <= known or tasks.queue_of(rows).active or time.monotonic() > limit:
                 return accounts
             time.sleep(0.5)
+
+
+# Claims a token for nobody. An array that has it keeps its name in it: its trials have started, and count.
+_VOID = """void() {
+  ln -sT -- void "claims/$1" 2>/dev/null && return
+  nexa_owner=$(readlink -- "claims/$1") || return
+  case $nexa_owner in void*) return 0 ;; esac
+  ln -sfT -- "void-$nexa_owner" "claims/.void-$1" && mv -fT -- "claims/.void-$1" "claims/$1"
+}
+"""
+_CLOSE = """nexa_rows=$(squeue -h -u "$(id -un)" -o '%j') || { echo unknown; exit 0; }
+case "
+$nexa_rows" in *"
+$nexa_prefix"*) echo active; exit 0 ;; esac
+for nexa_intent in submissions/*.json; do [ -e "$nexa_intent" ] || continue
+  nexa_number=${nexa_intent##*/}
+  void "$nexa_prefix${nexa_number%.json}" || { echo unknown; exit 0; }
+done
+echo closed
+"""
 
 
 def _cache(run: Run) -> str:

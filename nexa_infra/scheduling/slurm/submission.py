@@ -71,7 +71,9 @@ def submit_once(
         else:
             word, _, rest = done.stdout.partition("\n")[0].partition(" ")
             if word == "owned":
-                return rest if rest.isdigit() else None
+                # An array that started trials before its token was claimed for nobody has been taken all the same.
+                owner = rest.removeprefix("void-")
+                return owner if owner.isdigit() else None
             if word == "queued":
                 return rest
             if word in {"answered", "recorded"}:

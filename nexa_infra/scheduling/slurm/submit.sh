@@ -26,6 +26,14 @@ elif ! grep -qF -- "$created" "$records/$number.json"; then
   exit 0
 fi
 
+# Claims a token for nobody. An array that has it keeps its name in it: its trials have started, and count.
+void() {
+  ln -sT -- void "claims/$1" 2>/dev/null && return
+  owner=$(readlink -- "claims/$1") || return
+  case $owner in void*) return 0 ;; esac
+  ln -sfT -- "void-$owner" "claims/.void-$1" && mv -fT -- "claims/.void-$1" "claims/$1"
+}
+
 # A claim beats everything: trials have started under it, or nothing of it will ever run.
 look_for_claim() {
   if owner=$(readlink -- "claims/$token"); then echo "owned $owner"; exit 0; fi
@@ -59,9 +67,7 @@ fi
 look_for_claim
 [ ! -e cancelled ] || { echo cancelled; exit 0; }
 # Nothing of what came before may start any more: the scheduler has forgotten it, and may remember.
-for before in $earlier; do
-  ln -sfT -- void "claims/.void-$number" && mv -fT -- "claims/.void-$number" "claims/$before" || gone
-done
+for before in $earlier; do void "$before" || gone; done
 rm -f -- "$records/$number.answer" && true >"$records/$number.asked" || gone
 # In a session of its own, sbatch outlives this shell and the connection.
 export number records

@@ -123,7 +123,7 @@ def task_states(
             continue
         if _ended_itself(attempts, trial, number) and _packed(known[account.name], account.tasks):
             continue  # what became of its task afterwards is no word on it
-        state = _state(account)
+        state = state_of(account)
         words = ended(
             state,
             exit_code=account.exit_code,
@@ -171,7 +171,7 @@ def task_states(
 _VANISHED = "left the queue before it started, and nothing tells why (as a task does that is cancelled by scancel)"
 
 
-def _state(account: AccountingRow) -> str:
+def state_of(account: AccountingRow) -> str:
     """Return how a task ended: one whose step ran out of memory has failed, by Slurm's word on the batch script."""
     return "OUT_OF_MEMORY" if account.state == "FAILED" and account.step_signal == _MEMORY else account.state
 
