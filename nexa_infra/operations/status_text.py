@@ -71,6 +71,8 @@ def _page(status: Status) -> Iterator[str]:
     yield from _field("Created", f"{run.created_at:%Y-%m-%d %H:%M:%S} UTC, {age(_age(status))} ago")
     counts = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in status.states.items() if count)
     yield from _field("Trials", f"{run.trials:,}: {counts}")
+    if run.config.unattended and status.end == "running":
+        yield from _field("Steward", "follows the run: it goes on without this machine")
     yield from _metrics(status)
     ceiling = steps.estimate_cost(run).ceiling_usd
     yield from _field("Cost", f"{_usd(status)}, {'no ceiling' if ceiling is None else f'at most {money(ceiling)}'}")

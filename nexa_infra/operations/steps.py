@@ -195,6 +195,7 @@ def admit(run: Run, estimate: CostEstimate) -> Admission:
     if run.config.unattended:
         said = check(run)
         hold_budget(run, said)
+        check_nodes(run)
         return said
     _hold_budget(run, estimate)
     return check(run)
@@ -204,8 +205,6 @@ def check(run: Run) -> Admission:
     """Ask where the run would execute whether it can; once a process, for `render` needs the answer, too."""
     if run.id not in _admissions:
         _admissions[run.id] = scheduler_of(run).check(run)
-        if run.config.unattended:
-            check_nodes(run)
     return _admissions[run.id]
 
 

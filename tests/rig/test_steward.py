@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
-from nexa_infra.operations import launch, manage, steps
+from nexa_infra.errors import SubmitError
+from nexa_infra.operations import launch, manage, steps, unattended
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.base import Admission
+from nexa_infra.scheduling.slurm.probe import NodeAbilities
 from tests.chaos.test_submission import Site, once, ran, resume, site, started, submit, there, wait
 from tests.rig.test_arrays import SLEEP, trials
 
@@ -111,3 +114,16 @@ def test_a_run_that_was_cancelled_goes_on_with_a_new_steward(site: Site) -> None
     assert site.client(submit, run).wait() == "done"
     await_end(site, run)
     assert json.loads(there(run, "cost_report.json").read_bytes())["states"] == {"completed": 4}
+
+
+def test_where_nodes_may_not_submit_the_option_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # That a real node is asked is held by test_doctor.py: one machine cannot be two for AllocNodes.
+    told = NodeAbilities(False, "jobs may not be submitted from n1", "ask its administrators")
+    monkeypatch.setattr(unattended, "probe_steward", lambda *_: told)
+    cluster = site.cluster(over_ssh=True)
+    with pytest.raises(
+        SubmitError, match=r"rig cannot follow a run by itself \(unattended: true\):\n  jobs may not be"
+    ):
+        launch.launch_slurm_sweep(site.config, submit=True, cluster=cluster, overrides=[UNATTENDED])
+    assert not list(Path(cluster.workdir).glob("runs/*"))
+    assert not site.slurm.run(["squeue", "-h"]).stdout

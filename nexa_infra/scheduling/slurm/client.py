@@ -24,9 +24,11 @@ PRELUDE = r"""
 umask 077
 command -v squeue >/dev/null 2>&1 || { [ -r /etc/profile ] && . /etc/profile >/dev/null 2>&1; }
 command -v squeue >/dev/null 2>&1 || PATH=$PATH:/opt/slurm/bin:/usr/local/slurm/bin:/opt/slurm/current/bin
-for nexa_name in $(env | sed -n 's/^\(S[LB][A-Z]*_[A-Z0-9_]*\)=.*/\1/p'); do
-  case $nexa_name in SLURM_CONF) ;; SLURM_*|SBATCH_*) unset "$nexa_name" ;; esac
+set -f
+for nexa_name in $(export -p); do
+  case ${nexa_name%%=*} in *[!A-Z0-9_]*|SLURM_CONF) ;; SLURM_*|SBATCH_*) unset "${nexa_name%%=*}" ;; esac
 done
+set +f
 """
 
 _SECTION = re.compile(r"^==nexa (\w+) (\d+)==$", re.MULTILINE)
