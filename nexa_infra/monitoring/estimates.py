@@ -16,6 +16,7 @@ from nexa_infra.runs.prices import Price
 
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
+    from nexa_infra.spec.job import SlurmJob
 
 
 class EstimateError(ConfigError, ValueError):
@@ -66,6 +67,8 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
         seconds = None  # chained until it is done: nothing bounds it
     if seconds is not None and run.cluster is not None:
         seconds = Decimal(60 * math.ceil(seconds / 60))  # Slurm counts in whole minutes, rounded up
+    if seconds is not None and job.trials_per_task != 1:
+        seconds = _in_a_pack(job, seconds, spare=0 if run.cluster is None else 60)
     estimate = projected(
         run.price,
         nodes=job.nodes,
@@ -82,6 +85,16 @@ def estimate_run(run: Run, history: Sequence[float] = ()) -> CostEstimate:
     if seconds is not None:
         median = min(median, seconds)
     return replace(estimate, expectation_usd=run.trials * attempt_cost(job, run.price, median))
+
+
+def _in_a_pack(job: SlurmJob, seconds: Decimal, *, spare: int) -> Decimal:
+    """Return how long a trial holds an array task that it shares, at the most; `spare` is what the task has besides.
+
+    The last task may have fewer trials than the others, but holds all that it asks for as long.
+    """
+    pack = job.trials_per_task if isinstance(job.trials_per_task, int) else 2 * job.trials_at_once
+    rounds = -(-pack // job.trials_at_once)
+    return (rounds * seconds + spare) / pack
 
 
 def projected(

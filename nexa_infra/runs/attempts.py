@@ -160,6 +160,8 @@ def _signs(folder: str) -> dict[str, tuple[int, int, int]]:
         return {}
     try:
         for name in os.listdir(handle):  # noqa: PTH208 - a Path an entry would double the time of ten thousand
+            if name.startswith("."):
+                continue  # one that is being brought
             try:
                 stat = os.stat(name, dir_fd=handle)
             except FileNotFoundError:

@@ -71,6 +71,12 @@ class Scheduler(Protocol):
             SubmitError: it was refused, or what became of it is not known; the message carries the scheduler's words.
         """
 
+    def submit_together(self, run: Run, submissions: Sequence[Submission]) -> list[Submission]:
+        """Submit several arrays in one question; return those, of the first ones, that were taken at once.
+
+        What became of the next is for `submit` to find out; those behind it were not asked for.
+        """
+
     def leave(self, run: Run) -> None:
         """Stop a `submit` that waits, in another thread, to hear what became of it."""
 

@@ -83,6 +83,9 @@ def submit_all(run: Run, scheduler: Scheduler, arrays: Sequence[Submit], *, acti
     attempts = read_attempts(run.files)
     asked, _ = asked_for((trials_of(run, each) for each in earlier), attempts)
     made: list[Submission] = []
+    if len(arrays) > 1 and not earlier and all(each.trials is None and each.after is None for each in arrays):
+        made, going = _submit_together(run, scheduler, arrays)
+        arrays = arrays[len(made) :] if going else ()
     for array in arrays:
         if array.trials is None:
             done = [(each.chunk, each.chunks) for each in earlier + made if each.listed is None]
@@ -110,6 +113,29 @@ def submit_all(run: Run, scheduler: Scheduler, arrays: Sequence[Submit], *, acti
     return made[-1] if made else read_submissions(run.files)[-1]
 
 
+def _submit_together(run: Run, scheduler: Scheduler, arrays: Sequence[Submit]) -> tuple[list[Submission], bool]:
+    """Submit the chunks of a run in one question; return those that were taken, and whether to go on with the rest.
+
+    The first that was not taken at once is asked about as any other: the ones behind it were not asked for.
+    """
+    first = max((each.number for each in read_submissions(run.files)), default=0) + 1
+    intents = [_intent(run, array, first + place, [], alone=False) for place, array in enumerate(arrays)]
+    made = scheduler.submit_together(run, intents)
+    for each in made:
+        write_submission(run.files, each)
+    if len(made) == len(intents):
+        return made, False
+    intent = intents[len(made)]
+    if not _is_first(run, intent) and not _is_recorded(run, intent):
+        look(run, scheduler)
+        return made, False
+    try:
+        answered = _ask(run, scheduler, intent)
+    except QueueFullError:
+        return made, False
+    return ([*made, answered], True) if answered is not None else (made, False)
+
+
 def _submit(
     run: Run, scheduler: Scheduler, array: Submit, made: Sequence[Submission], *, active: bool
 ) -> Submission | None:
@@ -119,6 +145,38 @@ def _submit(
         QueueFullError: the queue takes no more of this size; that is recorded.
     """
     number = read_submissions(run.files)[-1].number + 1 if read_submissions(run.files) else 1
+    # What came before has no array any more, and may have none again; not so what goes beside this one.
+    draft = _intent(run, array, number, made, alone=not active and not made)
+    for attempt in range(number, number + MOST_VOID):
+        intent = replace(draft, number=attempt, token=f"nexa-{run.id}-{attempt}", created_at=_now())
+        if not _is_first(run, intent):
+            look(run, scheduler)  # brings the other's record
+            return None
+        if (answered := _ask(run, scheduler, intent)) is not None:
+            return answered if answered.token == intent.token and answered.created_at == intent.created_at else None
+    raise SubmitError(
+        f"run {run.id} could not be submitted: {MOST_VOID} times it was not known whether the array was taken, and it "
+        f"was nowhere to be found; `nexa-infra resume {run.id}` tries again"
+    )
+
+
+def _ask(run: Run, scheduler: Scheduler, intent: Submission) -> Submission | None:
+    """Ask for an array whose intent is recorded, and record the answer; None where nothing of it will ever run.
+
+    Raises:
+        QueueFullError: the queue takes no more of this size; that is recorded.
+    """
+    try:
+        answered = scheduler.submit(run, intent)
+    except QueueFullError:
+        write_submission(run.files, replace(intent, void="full"))
+        raise
+    write_submission(run.files, answered or replace(intent, void="lost"))
+    return answered
+
+
+def _intent(run: Run, array: Submit, number: int, made: Sequence[Submission], *, alone: bool) -> Submission:
+    """Return what is to be recorded of an array before it is asked for; its list of trials is written."""
     listed = None
     if array.trials is not None:
         # A name of its own: the list of another client, who has this number first, is not touched.
@@ -130,38 +188,24 @@ def _submit(
         tasks = len(range(array.chunk, groups, array.chunks))
         count = sum(len(range(group, run.trials, groups)) for group in range(array.chunk, groups, array.chunks))
     after = made[array.after].job_id if isinstance(array.after, int) else array.after
-    for attempt in range(number, number + MOST_VOID):
-        intent = Submission(
-            number=attempt,
-            token=f"nexa-{run.id}-{attempt}",
-            trials=count,
-            array=array_spec(tasks, array.limit),
-            chunk=array.chunk,
-            chunks=array.chunks,
-            listed=listed,
-            pack=array.pack,
-            options=tuple(_options(run, array, after)),
-            after=after,
-            # What came before has no array any more, and may have none again; not so what goes beside this one.
-            alone=not active and not made,
-            created_at=datetime.now(timezone.utc),
-        )
-        if not _is_first(run, intent):
-            look(run, scheduler)  # brings the other's record
-            return None
-        try:
-            answered = scheduler.submit(run, intent)
-        except QueueFullError:
-            write_submission(run.files, replace(intent, void="full"))
-            raise
-        if answered is not None:
-            write_submission(run.files, answered)
-            return answered if answered.token == intent.token and answered.created_at == intent.created_at else None
-        write_submission(run.files, replace(intent, void="lost"))
-    raise SubmitError(
-        f"run {run.id} could not be submitted: {MOST_VOID} times it was not known whether the array was taken, and it "
-        f"was nowhere to be found; `nexa-infra resume {run.id}` tries again"
+    return Submission(
+        number=number,
+        token=f"nexa-{run.id}-{number}",
+        trials=count,
+        array=array_spec(tasks, array.limit),
+        chunk=array.chunk,
+        chunks=array.chunks,
+        listed=listed,
+        pack=array.pack,
+        options=tuple(_options(run, array, after)),
+        after=after,
+        alone=alone,
+        created_at=_now(),
     )
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _options(run: Run, array: Submit, after: str | None) -> Iterator[str]:
@@ -178,6 +222,13 @@ def _options(run: Run, array: Submit, after: str | None) -> Iterator[str]:
         yield f"--time={minutes}"
     if after is not None:
         yield f"--dependency={','.join([*([job.dependency] if job.dependency else []), f'afterany:{after}'])}"
+
+
+def _is_recorded(run: Run, intent: Submission) -> bool:
+    """Say whether an intent's record is this client's own."""
+    return any(
+        each.number == intent.number and each.created_at == intent.created_at for each in read_submissions(run.files)
+    )
 
 
 def _is_first(run: Run, intent: Submission) -> bool:

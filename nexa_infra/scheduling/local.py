@@ -97,6 +97,10 @@ class LocalScheduler:
     def prepare(self, run: Run) -> None:
         """See `Scheduler.prepare`: it is where it was made."""
 
+    def submit_together(self, run: Run, submissions: Sequence[Submission]) -> list[Submission]:  # noqa: ARG002
+        """See `Scheduler.submit_together`: no run here has more than one array at a time."""
+        return []
+
     def leave(self, run: Run) -> None:
         """See `Scheduler.leave`: nothing here waits."""
 

@@ -243,3 +243,19 @@ def test_importing_costs_brings_along_nothing_heavy() -> None:
     code = f"import nexa_infra.monitoring.costs, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("packs", "usd"),
+    [
+        ({}, "1"),
+        ({"trials_per_task": 4}, "1"),
+        ({"trials_per_task": 4, "trials_at_once": 2}, "0.5"),
+        ({"trials_per_task": "auto"}, "1"),
+        ({"trials_per_task": "auto", "trials_at_once": 2}, "0.5"),
+    ],
+)
+def test_trials_that_run_side_by_side_share_what_their_task_costs(packs: dict[str, object], usd: str) -> None:
+    job = {"time": "01:00:00", "cpus_per_task": 2, "cost_per_core_hour": "0.5", **packs}
+    estimate = estimate_run(a_run(job=job))
+    assert estimate.usd_per_job == Decimal(usd)

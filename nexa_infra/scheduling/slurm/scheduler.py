@@ -26,7 +26,7 @@ from nexa_infra.scheduling.base import Queue
 from nexa_infra.scheduling.slurm import mirror, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
 from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
-from nexa_infra.scheduling.slurm.submission import TakenError, leave, order_of, submit_once
+from nexa_infra.scheduling.slurm.submission import TakenError, leave, order_of, submit_once, submit_together
 from nexa_infra.scheduling.slurm.tasks import Trials
 from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, moment, read_accounting
 
@@ -106,6 +106,17 @@ class SlurmScheduler:
             return None
         answered = replace(submission, job_id=job)
         self._record(run, answered)
+        return answered
+
+    def submit_together(self, run: Run, submissions: Sequence[Submission]) -> list[Submission]:
+        """See `Scheduler.submit_together`."""
+        orders = [order_of(run, each) for each in submissions]
+        ids = submit_together(self.client, run, submissions, orders)
+        answered = [replace(each, job_id=job) for each, job in zip(submissions, ids)]
+        records = [write_file(f"submissions/{each.number}.json", to_json(each).encode()) for each in answered]
+        # As for one: a record without its id is no harm.
+        with suppress(HostError):
+            self.client.ask(" && ".join([f"cd -- {quote(run.directory)}", *records]))
         return answered
 
     def _record(self, run: Run, submission: Submission) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -117,6 +118,35 @@ def submit_once(
     )
 
 
+_NEXT = "==nexa next=="
+
+
+def submit_together(client: SlurmClient, run: Run, intents: Sequence[Submission], orders: Sequence[Order]) -> list[str]:
+    """Submit arrays in one script, one after the other, up to the first that is not taken at once; return their ids.
+
+    Whatever the script could not tell, `submit_once` finds out.
+    """
+    lines = [_CLEAN, "nexa_clean=1"]
+    for intent, order in zip(intents, orders):
+        lines.append(f"nexa_said=$(\n{_script(run, intent, order, again=None, doubt=False, void=False)})")
+        lines.append(f"printf '%s\\n%s\\n' \"$nexa_said\" {quote(_NEXT)}")
+        lines.append("case $nexa_said in 'answered 0 '*) ;; *) exit 0 ;; esac")
+    try:
+        told = client.script("\n".join(lines), timeout=_SILENCE).stdout
+    except HostError as error:
+        if client.host.remote and not isinstance(error, (ConnectionLostError, UnreachableError)):
+            raise
+        return []
+    ids = []
+    for piece in told.split(f"{_NEXT}\n")[:-1]:
+        word, _, rest = piece.partition("\n")
+        job = read_job_id(rest) if word.startswith("answered 0 ") else None
+        if job is None:
+            break
+        ids.append(job)
+    return ids
+
+
 # Set for a run whose client no longer waits to hear whether it was submitted.
 _left: dict[str, threading.Event] = {}
 
@@ -184,6 +214,10 @@ def _script(run: Run, intent: Submission, order: Order, *, again: str | None, do
     write_intent = write_file(f"{order.records}/{intent.number}.json", record.encode())
     lines += [f"write_trials() {{\n{order.files}\n}}", f"write_intent() {{\n{write_intent}\n}}"]
     return "\n".join([*lines, f"set -- {join(order.sbatch)}", _text()])
+
+
+# A client's own settings, or those of the trial that it runs in, are not for the jobs.
+_CLEAN = r"""for nexa_name in $(env | sed -n 's/^\(NEXA_[A-Z_]*\)=.*/\1/p'); do unset "$nexa_name"; done"""
 
 
 @cache

@@ -10,7 +10,9 @@ gone() {
 }
 
 # A client's own settings, or those of the trial that it runs in, are not for the jobs.
-for nexa_name in $(env | sed -n 's/^\(NEXA_[A-Z_]*\)=.*/\1/p'); do unset "$nexa_name"; done
+if [ -z "${nexa_clean-}" ]; then
+  for nexa_name in $(env | sed -n 's/^\(NEXA_[A-Z_]*\)=.*/\1/p'); do unset "$nexa_name"; done
+fi
 
 # Whoever asks sbatch holds this lock, and sbatch inherits it: one that outlives its client is waited for.
 command exec 9>>"$records/.sbatch.lock" || gone
@@ -36,15 +38,17 @@ void() {
 
 # A claim beats everything: trials have started under it, or nothing of it will ever run.
 look_for_claim() {
+  [ -L "claims/$token" ] || return 0
   if owner=$(readlink -- "claims/$token"); then echo "owned $owner"; exit 0; fi
 }
 
 look_up() {
   look_for_claim
   if [ -z "$doubt" ] && [ -e "$records/$number.answer" ]; then
-    echo "$1 $(cat -- "$records/$number.answer")"
+    read -r answer <"$records/$number.answer"
+    echo "$1 $answer"
     cat -- "$records/$number.out"
-    cat -- "$records/$number.err" >&2
+    [ ! -s "$records/$number.err" ] || cat -- "$records/$number.err" >&2
     exit 0
   fi
   listed=$(SLURM_BITSTR_LEN=0 squeue -h -u "$(id -un)" -t all -o '%F|%j') || { echo unknown; exit 0; }
@@ -78,7 +82,7 @@ setsid sh -c '
 ' sh "$@" >/dev/null 2>&1 </dev/null &
 waited=0
 while [ ! -e "$records/$number.answer" ] && [ "$waited" -lt "$tries" ]; do
-  if [ "$waited" -lt 100 ]; then sleep 0.01; else sleep 0.2; fi
+  if [ "$waited" -lt 100 ]; then sleep 0.003; else sleep 0.2; fi
   waited=$((waited + 1))
 done
 look_up answered
