@@ -226,7 +226,8 @@ def test_both_roads_record_the_same_but_for_where_they_ran(
     ran_there, ran_here = read(there, "run.json"), read(here, "run.json")
     assert set(ran_there) == set(ran_here)
     assert ran_there["config"] == ran_here["config"] and ran_there["price"] == ran_here["price"]
-    assert set(read(there, "cost_report.json")) == set(read(here, "cost_report.json"))
+    # Here nobody is asked how a run stands.
+    assert set(read(there, "cost_report.json")) - {"polls"} == set(read(here, "cost_report.json"))
     columns = ["index", "hash", "n", "state", "exit_code", "attempt", "score"]
     tables = [read_results(batch.directory / "results.csv")[columns] for batch in (there, here) if batch.directory]
     assert tables[0].equals(tables[1])
