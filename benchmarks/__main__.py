@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks import containers, flow, main_job, peers, slurm, start, status, sync, training, trials
+from benchmarks import containers, flow, main_job, peers, scale, slurm, start, status, sync, training, trials
 from benchmarks.measure import BenchmarkError, Figure, say
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "flow": flow.flow,
     "status": status.status,
     "slurm": slurm.slurm,
+    "scale": scale.scale,
     "peers": peers.peers,
     "sync": sync.sync,
     "training": training.training,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import io
 import secrets
+import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nexa_infra.hosts.shell import join, quote
@@ -128,9 +132,26 @@ def command(argv: list[str], *, cwd: str | None = None, env: dict[str, str] | No
 def write_file(path: str, content: bytes, *, mode: int = 0o600) -> str:
     """Return a script that writes a small file under a name of its own, and renames it."""
     staged = f"{path}.{secrets.token_hex(4)}"
+    chmod = "" if mode == 0o600 else f"&& chmod {mode:o} {quote(staged)} "
     return (
         f"(umask 077 && base64 -d >{quote(staged)} <<'NEXA_INPUT'\n{_base64(content)}\nNEXA_INPUT\n) "
-        f"&& chmod {mode:o} {quote(staged)} && mv -f -- {quote(staged)} {quote(path)}"
+        f"{chmod}&& mv -f -- {quote(staged)} {quote(path)}"
+    )
+
+
+def write_files(folder: str, contents: Mapping[str, bytes]) -> str:
+    """Return a script that writes small files into a folder, each whole or not at all."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o600
+            archive.addfile(entry, io.BytesIO(content))
+    staged = quote(f"{folder}/.{secrets.token_hex(4)}")
+    data = _base64(gzip.compress(packed.getvalue(), mtime=0))
+    return (
+        f"mkdir -- {staged} && base64 -d <<'NEXA_INPUT' | tar -xzf - -C {staged} --no-same-owner && "
+        f"mv -f -- {staged}/* {quote(folder)}/ && rmdir -- {staged}\n{data}\nNEXA_INPUT\n"
     )
 
 

@@ -114,6 +114,7 @@ def trials_of(run: Recorded, submission: Submission) -> Sequence[Sequence[tuple[
         lines = (line.split() for line in (run.files.path / submission.listed).read_text().splitlines())
         asked = [(int(trial), int(attempt)) for trial, attempt in lines]
         return [asked[task :: submission.tasks] for task in range(submission.tasks)]
-    groups = -(-run.trials // submission.pack)
+    count = run.trials
+    groups = -(-count // submission.pack)
     mine = range(submission.chunk, groups, submission.chunks)
-    return [[(trial, 1) for trial in range(group, run.trials, groups)] for group in mine]
+    return [[(trial, 1) for trial in range(group, count, groups)] for group in mine]

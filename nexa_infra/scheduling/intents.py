@@ -184,9 +184,10 @@ def _intent(run: Run, array: Submit, number: int, made: Sequence[Submission], *,
         write_atomically(run.files.path / listed, "".join(f"{trial} {attempt}\n" for trial, attempt in array.trials))
         count, tasks = len(array.trials), -(-len(array.trials) // array.pack)
     else:
-        groups = -(-run.trials // array.pack)
+        every = run.trials
+        groups = -(-every // array.pack)
         tasks = len(range(array.chunk, groups, array.chunks))
-        count = sum(len(range(group, run.trials, groups)) for group in range(array.chunk, groups, array.chunks))
+        count = sum(len(range(group, every, groups)) for group in range(array.chunk, groups, array.chunks))
     after = made[array.after].job_id if isinstance(array.after, int) else array.after
     return Submission(
         number=number,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError, QueueFullError, RunNotFoundError, UnknownStateError
 from nexa_infra.hosts.base import Host
-from nexa_infra.hosts.framing import write_file
+from nexa_infra.hosts.framing import write_file, write_files
 from nexa_infra.hosts.shell import join, quote
 from nexa_infra.monitoring.charges import Charge
 from nexa_infra.runs.attempts import Attempt, TaskState, read_attempts
@@ -113,10 +113,10 @@ class SlurmScheduler:
         orders = [order_of(run, each) for each in submissions]
         ids = submit_together(self.client, run, submissions, orders)
         answered = [replace(each, job_id=job) for each, job in zip(submissions, ids)]
-        records = [write_file(f"submissions/{each.number}.json", to_json(each).encode()) for each in answered]
         # As for one: a record without its id is no harm.
         with suppress(HostError):
-            self.client.ask(" && ".join([f"cd -- {quote(run.directory)}", *records]))
+            records = {f"{each.number}.json": to_json(each).encode() for each in answered}
+            self.client.ask(f"cd -- {quote(run.directory)} && {write_files('submissions', records)}")
         return answered
 
     def _record(self, run: Run, submission: Submission) -> None:

@@ -44,10 +44,10 @@ look_for_claim() {
 
 look_up() {
   look_for_claim
-  if [ -z "$doubt" ] && [ -e "$records/$number.answer" ]; then
+  if [ -z "$doubt" ] && [ -s "$records/$number.answer" ]; then
     read -r answer <"$records/$number.answer"
     echo "$1 $answer"
-    cat -- "$records/$number.out"
+    while IFS= read -r line || [ -n "$line" ]; do printf '%s\n' "$line"; done <"$records/$number.out"
     [ ! -s "$records/$number.err" ] || cat -- "$records/$number.err" >&2
     exit 0
   fi
@@ -57,6 +57,7 @@ look_up() {
 }
 
 # The scheduler said no, and may say otherwise now: unless another client has asked it meanwhile, it is asked again.
+# (An answer is one word a question: sbatch's exit code, and the process that asked.)
 if [ -n "$again" ] && [ "$(cat -- "$records/$number.answer" 2>/dev/null)" = "$again" ]; then
   rm -f -- "$records/$number.asked"
 fi
@@ -72,17 +73,17 @@ look_for_claim
 [ ! -e cancelled ] || { echo cancelled; exit 0; }
 # Nothing of what came before may start any more: the scheduler has forgotten it, and may remember.
 for before in $earlier; do void "$before" || gone; done
-rm -f -- "$records/$number.answer" && true >"$records/$number.asked" || gone
+[ ! -e "$records/$number.answer" ] || rm -f -- "$records/$number.answer" || gone
+command true >"$records/$number.asked" || gone
 # In a session of its own, sbatch outlives this shell and the connection.
 export number records
 setsid sh -c '
   "$@" >"$records/$number.out" 2>"$records/$number.err" </dev/null
-  echo "$? $(date +%s%N)" >"$records/.$number.answer"
-  mv -f -- "$records/.$number.answer" "$records/$number.answer"
+  echo "$? $$" >"$records/$number.answer"
 ' sh "$@" >/dev/null 2>&1 </dev/null &
 waited=0
-while [ ! -e "$records/$number.answer" ] && [ "$waited" -lt "$tries" ]; do
-  if [ "$waited" -lt 100 ]; then sleep 0.003; else sleep 0.2; fi
+while [ ! -s "$records/$number.answer" ] && [ "$waited" -lt "$tries" ]; do
+  if [ "$waited" -lt 100 ]; then sleep 0.005; else sleep 0.2; fi
   waited=$((waited + 1))
 done
 look_up answered
