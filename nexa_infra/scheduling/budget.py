@@ -115,7 +115,9 @@ def lives_of(place: Path) -> list[float | None]:
             continue
         key = (words[1], words[2])
         if words[0] == "begin":
-            begun[key] = float(words[3])
+            # Lives exclude each other: one whose end nobody saw was over before the next could begin.
+            spans += [round(float(words[3]) - since, 3) for since in begun.values()]
+            begun = {key: float(words[3])}
         elif key in begun:
             spans.append(round(float(words[3]) - begun.pop(key), 3))
     return [*spans, *([None] * len(begun))]
