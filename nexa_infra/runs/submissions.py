@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,11 +111,16 @@ def trials_of(run: Recorded, submission: Submission) -> Sequence[Sequence[tuple[
 
     A task of a pack holds every G-th of all that there is, where G tasks hold it all; see job.sbatch.
     """
+    return _trials_of(run.files.path, run.trials, submission)
+
+
+# What a submission runs never changes; a poll asks for it several times.
+@lru_cache(maxsize=64)
+def _trials_of(folder: Path, count: int, submission: Submission) -> tuple[tuple[tuple[int, int], ...], ...]:
     if submission.listed is not None:
-        lines = (line.split() for line in (run.files.path / submission.listed).read_text().splitlines())
-        asked = [(int(trial), int(attempt)) for trial, attempt in lines]
-        return [asked[task :: submission.tasks] for task in range(submission.tasks)]
-    count = run.trials
+        lines = (line.split() for line in (folder / submission.listed).read_text().splitlines())
+        asked = tuple((int(trial), int(attempt)) for trial, attempt in lines)
+        return tuple(asked[task :: submission.tasks] for task in range(submission.tasks))
     groups = -(-count // submission.pack)
     mine = range(submission.chunk, groups, submission.chunks)
-    return [[(trial, 1) for trial in range(group, count, groups)] for group in mine]
+    return tuple(tuple((trial, 1) for trial in range(group, count, groups)) for group in mine)

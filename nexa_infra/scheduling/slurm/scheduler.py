@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError, QueueFullError, RunNotFoundError, UnknownStateError
@@ -458,10 +459,25 @@ def _submissions(run: Recorded) -> list[tuple[Submission, Trials]]:
 
 
 def _accounts(run: Recorded) -> list[AccountingRow]:
+    """Read what accounting last said; of a large run that takes a while, so it is kept until it says more."""
+    path = run.files.accounting
     try:
-        return read_accounting(run.files.accounting.read_text(encoding="utf-8"))
+        found = path.stat()
+        sign = (found.st_mtime_ns, found.st_size, found.st_ino)
+        known = _read.get(path)
+        if known is None or known[0] != sign:
+            known = sign, read_accounting(path.read_text(encoding="utf-8"))
+            while len(_read) >= _MOST_READ:
+                _read.pop(next(iter(_read)), None)
+            _read[path] = known
     except FileNotFoundError:
         return []
+    return known[1]
+
+
+# Of so many runs.
+_MOST_READ = 4
+_read: dict[Path, tuple[tuple[int, int, int], list[AccountingRow]]] = {}
 
 
 def _remember(run: Run, rows: Sequence[QueueRow]) -> None:
