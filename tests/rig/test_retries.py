@@ -96,3 +96,15 @@ def test_a_node_that_went_away_twice_is_left_out(site: Site) -> None:
         site.slurm.run(["scontrol", "update", "NodeName=n2", "State=RESUME"])
         manage.cancel(run.id)
         follower.kill()
+
+
+def test_short_trials_are_timed_and_then_share_tasks(site: Site) -> None:
+    run = site.run(trials(30), "job.trials_per_task=auto", "job.array_parallelism=3", over_ssh=True)
+    assert site.client(resume, run).wait() == "done"
+    assert ran(run) == started(run) == once(30)
+    first, rest = read_submissions(run.files)
+    assert (first.trials, first.pack) == (4, 1)
+    # One of the first may run yet, and takes its place among the three.
+    assert (rest.trials, rest.array.partition("%")[0], rest.pack) == (26, "0-2", 9)
+    # Nine times five minutes, and one for their starts.
+    assert "--time=46" in rest.options or "--time=00:46:00" in rest.options
