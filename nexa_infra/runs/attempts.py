@@ -236,7 +236,7 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
     if last.exit_code == 0:
         return "completed"
     # The kernel or the scheduler may have ended the program alone, whose exit code does not say so.
-    return said if said and said in _BY_FORCE else "failed"
+    return said if said and (said in _BY_FORCE or said == "cancelled") else "failed"
 
 
 def read_states(

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_infra.monitoring.charges import Charge
-from nexa_infra.runs.submissions import Recorded, Submission, trials_of
-from nexa_infra.scheduling.slurm.scheduler import charges_of
+from nexa_infra.runs.submissions import Recorded
 
 # Lives of a steward that the run may need until its end: the one that counts, one that waits for the last trials, and
 # one in case that is killed.
@@ -41,7 +40,7 @@ def affordable(
 
     `asked` is what was submitted: the trials of each array task, and their attempts. Whose end accounting knows
     (`over`) has cost what it was charged; all else costs what it may at the most. `lives` are the seconds of the
-    steward's lives; None is one whose end nobody saw.
+    steward's lives; None is the one that lives.
     """
     wanted = {each for tasks in asked for task in tasks for each in task}
     spent = Decimal(0)
@@ -50,22 +49,10 @@ def affordable(
         held = charge.unit_seconds(limit.unit) if charge is not None and over.get(attempt) else None
         spent += limit.attempt_usd if held is None else held * limit.usd_per_hour / 3600
     for seconds in lives:
-        spent += limit.life_usd if seconds is None else Decimal(str(seconds)) * limit.second_usd
+        # The one that has not ended is among those that are ahead.
+        spent += Decimal(str(seconds or 0)) * limit.second_usd
     left = limit.usd - spent - LIVES_AHEAD * limit.life_usd
     return max(0, int(left // limit.attempt_usd)) if limit.attempt_usd else 10**9
-
-
-def room_in_budget(run: Recorded, submissions: Iterable[Submission], said: Mapping[tuple[int, int], str]) -> int | None:
-    """Return how many more attempts a run's budget has room for; None where none is held by waves.
-
-    `said` is accounting's word on attempts that have ended.
-    """
-    place = run.files.path / "steward"
-    limit = read_limit(place)
-    if limit is None:
-        return None
-    asked = (trials_of(run, each) for each in submissions if each.void is None)
-    return affordable(limit, asked, charges_of(run), dict.fromkeys(said, True), lives_of(place))
 
 
 def read_limit(place: Path) -> Limit | None:

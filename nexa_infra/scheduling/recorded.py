@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from nexa_infra.runs.attempts import TaskState, read_states
 from nexa_infra.runs.submissions import Recorded, Submission, read_submissions, trials_of
 from nexa_infra.scheduling.base import Queue
-from nexa_infra.scheduling.budget import room_in_budget
+from nexa_infra.scheduling.budget import affordable, lives_of, read_limit
 from nexa_infra.scheduling.decide import Full, Policy, State, Vitals
 from nexa_infra.scheduling.history import asked_for, early_ends, ends_of, failed_nodes, typical_seconds
+from nexa_infra.scheduling.slurm.scheduler import charges_of
 
 if TYPE_CHECKING:
     from nexa_infra.scheduling.vitals import MetricsWatch
@@ -57,6 +58,19 @@ def state_of(
         vitals=metrics.vitals(states, attempts, tasks) if metrics is not None else Vitals(),
         policy=policy,
     )
+
+
+def room_in_budget(run: Recorded, submissions: Iterable[Submission], said: Mapping[tuple[int, int], str]) -> int | None:
+    """Return how many more attempts a run's budget has room for; None where none is held by waves.
+
+    `said` is accounting's word on attempts that have ended.
+    """
+    place = run.files.path / "steward"
+    limit = read_limit(place)
+    if limit is None:
+        return None
+    asked = (trials_of(run, each) for each in submissions if each.void is None)
+    return affordable(limit, asked, charges_of(run), dict.fromkeys(said, True), lives_of(place))
 
 
 def throttled(run: Recorded, most: int | None) -> int | None:

@@ -87,12 +87,13 @@ def test_a_budget_is_never_gone_over(site: Site, monkeypatch: pytest.MonkeyPatch
     assert site.client(submit, run).wait() == "done"
     await_end(site, run, 240)
     done = len(ran(run))
-    assert 0 < done <= 8, log(run)
+    # At the most one could begin at first: what others have cost less makes room for more.
+    assert 3 <= done < 8, log(run)
     spent = sum((trial.usd or Decimal(0) for trial in steps.look(manage.find(run.id))), Decimal(0))
     report = json.loads(there(run, "cost_report.json").read_bytes())
     assert Decimal(report["actual_usd"]) == spent
     assert spent + Decimal(report["steward"]["usd"]) <= Decimal("0.53")
-    assert done < 8 and "the budget of $0.53 leaves no room for" in there(run, "cancelled").read_text()
+    assert "the budget of $0.53 leaves no room for" in there(run, "cancelled").read_text()
 
 
 def test_a_person_s_word_ends_the_run_and_its_steward(site: Site) -> None:

@@ -24,6 +24,7 @@ from nexa_infra.runs.ranks import candidates, read_gang, read_records
 from nexa_infra.runs.submissions import Recorded, Submission, read_submissions, to_json, trials_of, write_submission
 from nexa_infra.scheduling.arrays import Throttle
 from nexa_infra.scheduling.base import Queue
+from nexa_infra.scheduling.budget import read_limit
 from nexa_infra.scheduling.slurm import mirror, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
 from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
@@ -194,6 +195,11 @@ class SlurmScheduler:
         submissions = _submissions(run)
         attempts = read_attempts(run.files)
         accounts = _accounts(run)
+        if read_limit(run.files.path / "steward") is not None:
+            # What has ended well has a cost as well, which the budget is waiting for.
+            over = {(trial, each.number) for trial, tried in attempts.items() for each in tried if each.ended}
+            if unsettled := frozenset(over) - _settled(submissions, accounts, attempts):
+                accounts = self._ask_accounting(run, submissions, unsettled)
         found = _states(run, submissions, rows, accounts, attempts)
         lacking = frozenset(tasks.unexplained(submissions, found, accounts, attempts))
         if lacking and (lacking != seen.asked or not tasks.queue_of(rows).active):

@@ -1,0 +1,599 @@
+"""A bad night, a fault after another: no trial is lost, none runs twice, nothing is left behind.
+
+`make chaos` runs all of it; without, some cases are left out and the others are short.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nexa_infra.hosts import connections
+from nexa_infra.operations import launch, manage, steps
+from nexa_infra.runs.record import Run
+from nexa_infra.spec.cluster import Cluster
+from tests.chaos.tally import FULL, SEED, Tally, only_in_full, starts, sweep
+from tests.chaos.test_submission import Client, Site, resume, site, submit, there, wait
+from tests.rig.proxy import Proxy
+from tests.rig.slurm import SlurmRig
+
+__all__ = ["site"]
+
+TRIALS = 24 if FULL else 10
+PATIENCE = 240.0
+SHORT = "sleep 1" if FULL else "sleep 0.3"
+
+
+@pytest.fixture
+def tally(site: Site, request: pytest.FixtureRequest) -> Tally:
+    """The case's tally, and where its trials write what they do."""
+    case = request.node.name.removeprefix("test_").replace("_", " ").replace("[", ", ").rstrip("]")
+    return Tally(case, site.folder / "words")
+
+
+def prepared(
+    site: Site, tally: Tally, *more: str, trials: int = TRIALS, work: str = SHORT, over_ssh: bool = False,
+    snapshot: Run | None = None,
+) -> Run:  # fmt: skip
+    """A run that lacks nothing but its submission."""
+    return site.run(*sweep(tally.words, trials, work), *more, over_ssh=over_ssh, snapshot=snapshot)
+
+
+def again(name: str) -> None:
+    """Run what failed again, as the verb does."""
+    launch.follow_run(manage.prepare_retry(name))
+
+
+def finish(site: Site, run: Run, *, times: int = 6) -> list[str]:
+    """Take a run to its end as a person does; return what was said on the way."""
+    said = []
+    for _ in range(times):
+        told = site.client(resume, run).wait(PATIENCE)
+        if told == "done":
+            break
+        said.append(told)
+        if told.startswith("RunFailedError"):
+            told = site.client(again, run).wait(PATIENCE)
+            if told == "done":
+                break
+            said.append(told)
+    else:
+        raise AssertionError("\n".join(said))
+    return said
+
+
+def begun(tally: Tally, run: Run, count: int = 1) -> Callable[[], bool]:
+    """Whether so many trials have begun."""
+    return lambda: len(starts(tally.words, run)) >= count
+
+
+def ended(tally: Tally, run: Run) -> bool:
+    return len(starts(tally.words, run, "ended")) >= run.trials
+
+
+# ---- clients ----
+
+# What a client is killed at: a name, and the phase of its submission that this is.
+STEPS = ("planned", "made", "recorded", "held", "mute", "answered", "running", "ended", "told")
+FEW = 4
+
+
+def road(order: str) -> None:
+    """Take a run along the whole road, from its config, or along what is left of it."""
+    told = json.loads(order)
+    run = steps.plan(
+        told["config"],
+        cluster=Cluster.model_validate(told["cluster"]),
+        overrides=told["overrides"],
+        moment=datetime.fromisoformat(told["moment"]),
+        token=told["token"],
+    )
+    if run.files.record.exists():
+        resume(run.id)
+    else:
+        launch.follow_run(run)
+
+
+@dataclass
+class Round:
+    """A client that is killed at a step, and those that go on."""
+
+    run: Run
+    step: str
+    order: str
+    chance: random.Random
+
+    def has_intent(self) -> bool:
+        return there(self.run, "submissions/1.json").exists()
+
+    def has_id(self) -> bool:
+        return there(self.run, "submissions/1.answer").exists()
+
+    @property
+    def phase(self) -> str:
+        return "after" if self.has_id() else "between" if self.has_intent() else "before"
+
+    def reached(self, tally: Tally) -> Callable[[], object]:
+        """Whether the client has come to the step."""
+        run = self.run
+        found: dict[str, Callable[[], object]] = {
+            "planned": lambda: True,
+            "made": Path(run.directory).exists,
+            "recorded": run.files.record.exists,
+            "held": self.has_intent,
+            "mute": self.has_intent,
+            "answered": self.has_id,
+            "running": begun(tally, run),
+            "ended": lambda: ended(tally, run),
+            "told": run.files.results.exists,
+        }
+        return found[self.step]
+
+
+def killed_and_gone_on(each: Round, site: Site, tally: Tally) -> None:
+    run, chance = each.run, each.chance
+    hold = {"held": f"held-nexa-{run.id}-1", "mute": "mute"}.get(each.step)
+    if hold:
+        there(run, hold).touch()
+    client = site.client(road, each.order)
+    wait(each.reached(tally), 90.0)
+    time.sleep(chance.uniform(0, {"planned": 0.4, "held": 0.25, "mute": 0.25, "ended": 0.6}.get(each.step, 0.001)))
+    client.kill()
+    if chance.random() < 0.5:
+        client.kill_all(run)
+    tally.killed[each.phase] += 1
+    if hold:
+        time.sleep(chance.uniform(0, 0.3))
+        there(run, hold).unlink()
+    for _ in range(2 if chance.random() < 0.3 else 0):
+        client = site.client(road, each.order)
+        time.sleep(chance.uniform(0, 1.5))
+        client.kill()
+    told = site.client(road, each.order).wait(PATIENCE)
+    if told != "done":
+        tally.told.append(f"{run.id}, killed when {each.step}: {told}")
+
+
+def planned(site: Site, tally: Tally, number: int, step: str, snapshot: Run | None) -> Round:
+    """A run that is known, and is made only where its client is killed later than that."""
+    cluster = site.cluster(over_ssh=number % 2 == 1)
+    overrides = sweep(tally.words, FEW, "true")
+    moment, token = datetime.now(UTC), f"{number:04x}"
+    run = steps.plan(site.config, cluster=cluster, overrides=overrides, moment=moment, token=token)
+    if step in {"held", "mute", "answered", "running", "ended", "told"}:
+        run = run.model_copy(update={"snapshot": snapshot.snapshot}) if snapshot else steps.sync(run)
+        run = steps.render(run)
+    order = {
+        "config": str(site.config),
+        "cluster": cluster.model_dump(mode="json"),
+        "overrides": overrides,
+        "moment": moment.isoformat(),
+        "token": token,
+    }
+    return Round(run, step, json.dumps(order), random.Random(f"{SEED} step {number}"))
+
+
+def test_client_killed_at_every_step_and_resumed(site: Site, tally: Tally, capfd: pytest.CaptureFixture[str]) -> None:
+    # Twice as often, and more, where it matters most.
+    aims = list(STEPS) + [each for each in STEPS for _ in range(17 if each in {"held", "mute"} else 2) if FULL]
+    first = prepared(site, tally, trials=1)
+    rounds = [planned(site, tally, number, step, first) for number, step in enumerate(aims)]
+    connections.close_all()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda each: killed_and_gone_on(each, site, tally), rounds):
+            pass
+    for each in rounds:
+        tally.add(site.slurm, manage.find(each.run.id))
+    tally.close(capfd)
+    assert min(tally.killed[phase] for phase in ("before", "between", "after")) >= 2
+    assert not FULL or tally.killed["between"] >= 30
+
+
+@only_in_full
+def test_two_clients_submit_one_run(
+    site: Site, tally: Tally, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arrays = 0
+    elsewhere = {"NEXA_HOME": str(tmp_path / "other")}
+    first: Run | None = None
+    for number in range(8):
+        run = prepared(site, tally, "job.array_parallelism=6", work="sleep 0.2", over_ssh=True, snapshot=first)
+        first = first or run
+        chance = random.Random(f"{SEED} two {number}")
+        there(run, "pauses").write_text(f"{chance.uniform(0, 0.3):.3f} {chance.uniform(0, 0.3):.3f}\n")
+        clients = [site.client(resume, run)]
+        time.sleep(chance.uniform(0, 0.5))
+        clients.append(site.client(resume, run.directory, **elsewhere))
+        assert [client.wait(PATIENCE) for client in clients] == ["done", "done"]
+        arrays += len(site.queued(run))
+        tally.add(site.slurm, run)
+    tally.notes.append(f"runs {number + 1}, arrays {arrays}")
+    tally.close(capfd)
+    assert arrays == number + 1
+
+
+@only_in_full
+def test_a_late_sbatch_makes_a_second_array(site: Site, tally: Tally, capfd: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for far in (False, True):
+        run = prepared(site, tally, work="true", over_ssh=far)
+        token = f"nexa-{run.id}-1"
+        there(run, "unlocked").touch()  # a file system without locks: nobody waits for an orphan
+        held = there(run, f"held-{token}")
+        held.touch()
+        client = site.client(submit, run)
+        wait(there(run, "argv").exists)
+        client.kill()
+        tally.killed["between"] += 1
+        finish(site, run)
+        held.unlink()
+        wait(lambda run=run: len(site.queued(run)) == 2)  # type: ignore[misc]
+        seen.append(len(site.queued(run)))
+        wait(lambda: not site.slurm.run(["squeue", "-h"]).stdout, 90.0)
+        assert there(run, "job.log").read_text().count(f"{token} is owned by array void") == TRIALS
+        assert site.client(resume, run).wait(PATIENCE) == "done"
+        tally.add(site.slurm, run)
+    tally.notes.append(f"arrays seen {seen}, the second one void")
+    tally.close(capfd)
+
+
+# ---- Slurm's own bad days ----
+
+
+def test_slurmctld_stopped(site: Site, tally: Tally, capfd: pytest.CaptureFixture[str]) -> None:
+    seconds = 60.0 if FULL else 5.0
+    going = prepared(site, tally, "job.array_parallelism=5")
+    asked = [prepared(site, tally, over_ssh=far, snapshot=going) for far in ((False, True) if FULL else (True,))]
+    followed = site.client(resume, going)
+    wait(begun(tally, going, 3))
+    site.slurm.stop_controller()
+    clients = [site.client(resume, run) for run in asked]
+    wait(lambda: all(there(run, "submissions/1.json").exists() for run in asked))
+    time.sleep(seconds)
+    site.slurm.start_controller()
+    assert {each.wait(PATIENCE) for each in (followed, *clients)} == {"done"}
+    for run in (going, *asked):
+        tally.add(site.slurm, run)
+    tally.notes.append(f"stopped for {seconds:.0f} s, one run under way, {len(asked)} being submitted")
+    tally.close(capfd)
+
+
+def restart_empty(slurm: SlurmRig) -> None:
+    """Start a controller that was killed before it had saved anything of its jobs."""
+    for path in slurm.folder.rglob("job_state*"):
+        path.unlink()
+    with slurm.conf.open("a") as conf:  # until the rig writes it anew: no id is given twice
+        conf.write(f"FirstJobId={100_000 + int(time.time()) % 1_000_000 * 10}\n")
+    slurm.start_controller()
+
+
+@pytest.mark.parametrize(
+    "heard", [True, False] if FULL else [False], ids=lambda heard: f"its id {'heard' if heard else 'unheard'}"
+)
+def test_slurmctld_killed_after_accepting_and_restarted_empty_of_the_job(
+    site: Site, tally: Tally, heard: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = prepared(site, tally, "job.extra.hold=true", work="true", over_ssh=heard)
+    mute = there(run, "mute")
+    if not heard:
+        mute.touch()
+    client = site.client(submit, run)
+    wait(lambda: site.queued(run))
+    first = site.queued(run)
+    if heard:
+        assert client.wait() == "done"
+    site.slurm.kill_controller()
+    if not heard:
+        client.kill()
+    tally.killed["after" if there(run, "submissions/1.answer").exists() else "between"] += 1
+    restart_empty(site.slurm)
+    mute.unlink(missing_ok=True)
+    assert not site.queued(run)
+    follower = site.client(resume, run)
+    wait(lambda: site.queued(run), 60.0)
+    second = site.queued(run)
+    assert len(second) == 1 and second != first
+    site.slurm.run(["scontrol", "release", *second])
+    assert follower.wait(PATIENCE) == "done"
+    tally.add(site.slurm, run)
+    tally.notes.append(f"array {first} was accepted and forgotten, {second} ran")
+    tally.close(capfd)
+
+
+@only_in_full
+def test_slurmdbd_stopped_throughout(site: Site, tally: Tally, capfd: pytest.CaptureFixture[str]) -> None:
+    runs = [prepared(site, tally)]
+    runs.append(prepared(site, tally, over_ssh=True, snapshot=runs[0]))
+    site.slurm.stop_dbd()
+    clients = [site.client(resume, run) for run in runs]
+    assert [client.wait(PATIENCE) for client in clients] == ["done", "done"]
+    reports = [json.loads(run.files.report_json.read_bytes()) for run in runs]
+    site.slurm.start_dbd()
+    for run in runs:
+        tally.add(site.slurm, run)
+    assert not any(report["accounted"] for report in reports)
+    tally.close(capfd)
+
+
+# ---- the network's ----
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None], pause: Callable[[], float]) -> Iterator[list[int]]:
+    """Do something again and again, beside what the test does; count how often."""
+    over, done = threading.Event(), [0]
+
+    def go() -> None:
+        while not over.wait(pause()):
+            act()
+            done[0] += 1
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
+
+
+@only_in_full
+def test_sshd_killed_every_5_s(site: Site, tally: Tally, capfd: pytest.CaptureFixture[str]) -> None:
+    sshd, every = site.sshd, 5.0
+    # It takes about 50 seconds.
+    run = prepared(site, tally, "job.array_parallelism=4", work="sleep 8",
+                   over_ssh=True)  # fmt: skip
+    connections.close_all()
+
+    def strike() -> None:
+        sshd.kill()
+        time.sleep(0.5)
+        sshd.start()
+
+    with meanwhile(strike, lambda: every) as done:
+        told = site.client(resume, run).wait(PATIENCE)
+    if told != "done":
+        tally.notes.append(told)
+        finish(site, run)
+    tally.add(site.slurm, run)
+    tally.notes.append(f"killed {done[0]} times, every {every:.0f} s")
+    tally.close(capfd)
+    assert done[0] >= 2
+
+
+def test_a_connection_that_delays_stalls_and_cuts(
+    site: Site, tally: Tally, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(f"{SEED} proxy")
+    counted = {"delay": 0, "stall": 0, "cut": 0, "half": 0}
+    with Proxy(site.sshd.port) as proxy:
+        known = tmp_path / "known_hosts"
+        known.write_text(site.sshd.known_hosts.read_text().replace(f"]:{site.sshd.port}", f"]:{proxy.port}"))
+        near = site.cluster(over_ssh=True)
+        cluster = near.model_copy(update={"port": proxy.port, "known_hosts": str(known)})
+        overrides = [
+            *sweep(tally.words, TRIALS, "sleep 3" if FULL else SHORT),
+            f"job.array_parallelism={4 if FULL else 8}",
+        ]
+        run = steps.render(steps.sync(steps.plan(site.config, cluster=cluster, overrides=overrides)))
+        connections.close_all()
+
+        def strike() -> None:
+            if not FULL and sum(counted.values()) == 8:
+                proxy.delay = 0.0
+                return
+            what = chance.choice(list(counted))
+            counted[what] += 1
+            if what == "delay":
+                proxy.delay = chance.uniform(0.02, 0.2)
+            elif what == "stall":
+                proxy.stall()
+                time.sleep(chance.uniform(0.5, 3.0 if FULL else 1.5))
+                proxy.flow()
+            elif what == "cut":
+                proxy.cut()
+            else:
+                proxy.cut_after(chance.randrange(20_000))
+
+        with meanwhile(strike, lambda: chance.uniform(0.2, 1.5)):
+            told = site.client(resume, run).wait(PATIENCE)
+        if told != "done":
+            tally.notes.append(told)
+        proxy.delay = 0.0
+        proxy.cut()
+        finish(site, run)
+        tally.notes.append(f"{counted}, connections {proxy.connections}")
+        tally.add(site.slurm, run)
+    tally.close(capfd)
+
+
+# ---- disks ----
+
+
+@contextmanager
+def small_disk(site: Site, options: str) -> Iterator[Path]:
+    """A file system of its own for the workdir, which the nodes see too."""
+    workdir = Path(site.cluster(over_ssh=False).workdir)
+    workdir.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "nexa-small", str(workdir)], check=True)
+    try:
+        restart_nodes(site.slurm)
+        yield workdir
+    finally:
+        site.slurm.run(["scancel", "--me"])
+        subprocess.run(["umount", "-l", str(workdir)], check=False)
+        restart_nodes(site.slurm)
+
+
+def restart_nodes(slurm: SlurmRig) -> None:
+    """Nodes are in mount namespaces of their own, made when they start."""
+    for name in ("n1", "n2"):
+        slurm.node(name).stop()
+        slurm.node_up(name)
+
+
+def fill(workdir: Path, what: str) -> Callable[[], None]:
+    """Leave no room on a small disk; return what makes room again."""
+    ballast = workdir / "ballast"
+    ballast.mkdir()
+    with suppress(OSError):
+        if what == "disk":
+            with (ballast / "one").open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(4096))
+        for number in range(100_000):
+            (ballast / str(number)).touch()
+
+    def free() -> None:
+        for path in ballast.iterdir():
+            path.unlink()
+        ballast.rmdir()
+
+    return free
+
+
+DISKS = {"disk full": ("disk", "size=6M"), "inode quota met": ("inodes", "size=64M,nr_inodes=1200")}
+
+
+@pytest.mark.parametrize("end", DISKS if FULL else ["inode quota met"])
+def test_under_the_run_directory(site: Site, tally: Tally, end: str, capfd: pytest.CaptureFixture[str]) -> None:
+    what, options = DISKS[end]
+    # A trial whose result finds no room has not come to its end.
+    work = 'sleep 1; echo "{\\"n\\": $NEXA_TRIAL}" >$NEXA_METRICS'
+    with small_disk(site, options) as workdir:
+        run = prepared(site, tally, "job.array_parallelism=4", work=work)
+        free = fill(workdir, what)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            (workdir / "one more").write_bytes(bytes(4096))
+        told = site.client(resume, run).wait(PATIENCE)
+        assert told != "done"
+        tally.notes.append(f"before: {told[:160]}")
+        free()
+        client = site.client(resume, run)
+        wait(begun(tally, run, 5), 60.0)
+        free = fill(workdir, what)
+        time.sleep(3.0 if FULL else 1.5)
+        free()
+        told = client.wait(PATIENCE)
+        tally.notes.append(f"meanwhile: {told[:160]}")
+        if told != "done":
+            finish(site, run)
+        tally.add(site.slurm, run)
+        tally.close(capfd)
+
+
+# ---- trials that are broken off ----
+
+
+def running(site: Site, run: Run, node: str) -> int:
+    """How many tasks of a run are on a node."""
+    told = site.slurm.run(["squeue", "-h", "-r", "-t", "running", "-w", node, "-o", "%j"]).stdout
+    return sum(line.startswith(f"nexa-{run.id}-") for line in told.splitlines())
+
+
+# Slurm starts them again itself, or we do.
+BY_SLURM: tuple[str, ...] = ()
+BY_US = ("job.extra.no-requeue=true", "retry.times=1")
+
+
+LONG = "sleep 4" if FULL else "sleep 2"
+WAYS = {"requeued by Slurm": BY_SLURM, "retried by us": BY_US}
+
+
+@pytest.mark.parametrize("way", WAYS if FULL else ["retried by us"])
+def test_a_node_down_in_mid_trial(site: Site, tally: Tally, way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    options = WAYS[way]
+    run = prepared(site, tally, *options, work=LONG, over_ssh=not options)
+    client = site.client(resume, run)
+    wait(begun(tally, run, 6), 60.0)
+    node = max(("n1", "n2"), key=lambda name: running(site, run, name))
+    broken = running(site, run, node)
+    site.slurm.node_down(node)
+    time.sleep(1.0)
+    site.slurm.node_up(node)
+    assert client.wait(PATIENCE) == "done"
+    tally.add(site.slurm, run)
+    tally.notes.append(f"{node} went down with {broken} trials")
+    tally.close(capfd)
+    assert len(starts(tally.words, run)) > run.trials
+
+
+@only_in_full
+@pytest.mark.parametrize("way", WAYS)
+def test_preemption_by_a_higher_partition(
+    site: Site, tally: Tally, way: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = WAYS[way]
+    run = prepared(site, tally, *options, "job.partition=spare", "job.nodelist=n2", work=LONG, over_ssh=not options)
+    client = site.client(resume, run)
+    wait(begun(tally, run, 6), 60.0)
+    high = site.slurm.submit("--partition=high", "--nodelist=n2", "--cpus-per-task=6", "--mem=100M", script="sleep 1")
+    wait(lambda: "PENDING" not in site.slurm.states(high), 60.0)
+    assert client.wait(PATIENCE) == "done"
+    tally.add(site.slurm, run)
+    tally.notes.append(f"starts {len(starts(tally.words, run))}")
+    tally.close(capfd)
+    assert len(starts(tally.words, run)) > run.trials
+
+
+@pytest.mark.parametrize(
+    "by_itself", [True, False] if FULL else [True], ids=lambda by: "by its own script" if by else "by hand"
+)
+def test_the_last_array_task_requeued(
+    site: Site, tally: Tally, by_itself: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["checkpoint.requeue=1"] if by_itself else []
+    # The first time the last one would run for ever, and the others outlast what befalls it.
+    work = f"if [ $NEXA_TRIAL$NEXA_ATTEMPT = {TRIALS - 1}1 ]; then sleep 200; else sleep 3; fi"
+    run = prepared(site, tally, *options, work=work)
+    client = site.client(resume, run)
+    last = f"_{TRIALS - 1}"
+    wait(lambda: any(each.task.endswith(last) for each in starts(tally.words, run)), 90.0)
+    [array] = site.queued(run)
+    if by_itself:
+        site.slurm.run(["scancel", "--batch", f"--signal={run.config.job.warning_signal}", f"{array}{last}"])
+    else:
+        site.slurm.run(["scontrol", "requeue", f"{array}{last}"])
+    assert client.wait(PATIENCE) == "done"
+    tally.add(site.slurm, run)
+    broken = [each for each in starts(tally.words, run) if each.attempt > 1]
+    tally.notes.append(f"started again: {[each.task for each in broken]}")
+    tally.close(capfd)
+    assert [each.trial for each in broken] == [TRIALS - 1]
+
+
+# ---- nobody comes back ----
+
+
+@pytest.mark.parametrize("over_ssh", [False, True] if FULL else [True], ids=lambda far: "from afar" if far else "here")
+def test_the_client_gone_for_good(site: Site, tally: Tally, over_ssh: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    # Every third fails at first.
+    work = f"{SHORT}; [ $NEXA_ATTEMPT = 2 ] || [ $((NEXA_TRIAL % 3)) != 0 ]"
+    run = prepared(site, tally, "unattended=true", "retry.times=1", work=work, over_ssh=over_ssh)
+    client: Client = site.client(submit, run)
+    wait(there(run, "steward/1.answer").exists, 60.0)
+    client.kill_all(run)
+    tally.killed["after"] += 1
+    if over_ssh:
+        site.sshd.sshd.send(signal.SIGSTOP)  # nor could anybody come
+    try:
+        wait(there(run, "steward/over").exists, 180.0)
+    finally:
+        site.sshd.sshd.send(signal.SIGCONT)
+    tally.add(site.slurm, run, results=there(run, "results.csv"))
+    tally.notes.append(f"starts {len(starts(tally.words, run))}")
+    tally.close(capfd)
