@@ -60,7 +60,9 @@ def find(name: str) -> Run:
 def status(run: Run) -> Status:
     """Say how a run stands, from its directory and its scheduler."""
     scheduler = steps.scheduler_of(run)
-    active = scheduler.poll(run).active
+    queue = scheduler.poll(run)
+    # Between two waves nothing of it may be in the queue but its steward.
+    active = queue.active or queue.steward
     states, attempts = read_states(run.files, run.trials, scheduler.tasks(run))
     counts = Counter(states)
     end, reason = ("running", None) if active else how_ended(run, counts)

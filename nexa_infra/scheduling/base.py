@@ -25,6 +25,7 @@ class Queue:
     notes: tuple[str, ...] = ()  # why what waits does not start, where a person should know
     stuck: str | None = None  # why nothing of it can ever start as it is
     arrays: tuple[Array, ...] = ()  # those that wait or run, in the order of their submission
+    steward: bool = False  # whether one lives that follows it without a client
     queued: int | None = None  # array tasks of this user that wait or run there, other runs' too
 
 

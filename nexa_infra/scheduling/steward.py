@@ -87,7 +87,7 @@ class Steward:
         self._brief = brief
         self._array, self._life = array, life
         self._place = run.files.path / "steward"
-        self.scheduler = SlurmScheduler(LocalHost(), brief["patience"], brief["grace"])
+        self.scheduler = SlurmScheduler(LocalHost(), min(brief["patience"], LIFE_SECONDS), brief["grace"])
 
     def live(self) -> bool:
         """Follow the run for a while; say whether it is over."""

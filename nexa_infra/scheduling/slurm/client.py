@@ -94,7 +94,7 @@ nexa_said=asked
 if [ $nexa_code -ne 0 ]; then printf '%s\n' "$nexa_queue"; else
 printf '%s\n' "$nexa_said"
 printf '%s\n' "$nexa_queue" | awk -F'|' '{_COUNT}'
-printf '%s\n' "$nexa_queue" | grep -F -- {quote("|" + prefix)}; true; fi
+printf '%s\n' "$nexa_queue" | grep -F -e {quote("|" + prefix)} -e {quote("|" + _lives(prefix))}; true; fi
 (exit $nexa_code)"""
 
 
@@ -140,6 +140,7 @@ class QueueAnswer:
     rows: tuple[QueueRow, ...]  # of the run
     queued: int  # array tasks of this user that wait or run
     shared: bool  # whether squeue was asked by another run
+    steward: bool  # whether a steward of the run waits or runs
 
 
 def read_answer(found: tuple[str, int], prefix: str) -> QueueAnswer:
@@ -154,5 +155,12 @@ def read_answer(found: tuple[str, int], prefix: str) -> QueueAnswer:
         raise UnknownStateError(f"squeue cannot say how the jobs stand: {words}")
     said, _, rest = text.partition("\n")
     total, _, lines = rest.partition("\n")
-    rows = tuple(row for row in read_queue(lines) if row.name.startswith(prefix))
-    return QueueAnswer(rows, int(total) if total.isdigit() else 0, said == "shared")
+    every = read_queue(lines)
+    rows = tuple(row for row in every if row.name.startswith(prefix))
+    steward = any(row.name.startswith(_lives(prefix)) and row.state in {"PENDING", "RUNNING"} for row in every)
+    return QueueAnswer(rows, int(total) if total.isdigit() else 0, said == "shared", steward)
+
+
+def _lives(prefix: str) -> str:
+    """Return how the names of a steward's arrays begin, for a run whose own begin with a prefix."""
+    return f"steward-{prefix[len('nexa-') :]}"

@@ -181,7 +181,7 @@ class SlurmScheduler:
         _remember(run, answer.rows)
         seen.rows, seen.since = answer.rows, float(moment)
         arrays = tasks.arrays_of(answer.rows, read_submissions(run.files))
-        return replace(tasks.queue_of(answer.rows), arrays=arrays, queued=answer.queued)
+        return replace(tasks.queue_of(answer.rows), arrays=arrays, queued=answer.queued, steward=answer.steward)
 
     def tasks(self, run: Run) -> dict[int, TaskState]:
         """Say how each trial's newest array task stood at the last poll; see `Scheduler.tasks`.
