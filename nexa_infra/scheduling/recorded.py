@@ -32,7 +32,8 @@ def state_of(
 
     `said` is the scheduler's word on how attempts ended, `failures` on nodes that went away, and when.
     """
-    states, attempts = read_states(run.files, run.trials, tasks)
+    # `tasks` were read after the queue was asked, and from the same files.
+    states, attempts = read_states(run.files, run.trials, tasks, within=1.0)
     submissions = read_submissions(run.files)
     asked, lost = asked_for((trials_of(run, each) for each in submissions if each.void is None), attempts)
     said = said or {}

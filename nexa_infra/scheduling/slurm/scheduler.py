@@ -211,7 +211,9 @@ class SlurmScheduler:
 
     def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
         """See `Scheduler.ends`: by what accounting last said."""
-        found = tasks.charged(_submissions(run), _accounts(run), read_attempts(run.files))
+        if not (accounts := _accounts(run)):
+            return {}
+        found = tasks.charged(_submissions(run), accounts, read_attempts(run.files, within=1.0))
         return {(trial, number): tasks.state_of(row) for trial, number, row in found if row.state not in _GOING}
 
     def failures(self, run: Run) -> Sequence[tuple[str, float]]:
