@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_a_run_is_found_by_its_id_a_part_of_it_and_its_directory(home: Path, mon
     monkeypatch.chdir(run.directory)
     assert find_run(".", home) == run
     assert find_run(f"../{other.id}", home) == other
+
+
+def test_of_runs_that_were_made_in_one_second_the_latest_is_the_one_that_was_made_last(home: Path) -> None:
+    first, second = a_run("ffff"), a_run("0000")
+    os.utime(first.files.record, ns=(10**18, 10**18))
+    os.utime(second.files.record, ns=(10**18 + 1_000_000, 10**18 + 1_000_000))
+    assert find_run("latest", home).id == second.id
+    os.utime(first.files.record, ns=(2 * 10**18, 2 * 10**18))
+    assert find_run("latest", home).id == first.id
 
 
 def test_a_whole_id_is_meant_even_where_another_holds_it(home: Path) -> None:
