@@ -156,7 +156,7 @@ def test_no_accounting_is_fine_and_told(rig_folder: Path, tmp_path: Path, monkey
         checks = look(Cluster(name="bare", workdir=str(tmp_path)))
     assert not wrong(checks)
     assert told(checks, "accounting") == "no accounting: actual cost comes from the trials' own clocks"
-    assert told(checks, "limits").startswith("20 trials an array at most")
+    assert told(checks, "limits").startswith("19 tasks an array at most")
     assert not told(checks, "account")
 
 
