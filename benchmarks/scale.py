@@ -35,9 +35,11 @@ from nexa_infra.runs.record import Run
 from nexa_infra.runs.submissions import Submission, write_submission
 from nexa_infra.scheduling.counts import polls_of
 from nexa_infra.scheduling.decide import decide
+from nexa_infra.scheduling.policies import policy_of
+from nexa_infra.scheduling.recorded import read_state
 from nexa_infra.scheduling.slurm.text import read_accounting, task_indices
 from nexa_infra.scheduling.vitals import MetricsWatch
-from nexa_infra.scheduling.watch import GROWTH, follow, read_state
+from nexa_infra.scheduling.watch import GROWTH, follow
 from nexa_infra.spec.cluster import Cluster, ClusterLimits
 from nexa_infra.spec.run import SweepConfig
 from tests.rig.daemons import descendants
@@ -370,7 +372,7 @@ def _calls(site: _Site) -> dict[str, Any]:
         queue = scheduler.poll(run, fresh=True)  # as a poll asks that comes a period after the last
         if queue.pending != TRIALS:
             raise SystemExit(f"run {run.id} is not queued any more")
-        read_state(run, scheduler, queue, metrics)
+        read_state(run, policy_of(run), scheduler, queue, metrics)
     names = calls.read_text().split()
     _cancel_all()
     return {"calls": len(names) / WATCHED_POLLS, "names": dict(Counter(names))}
@@ -429,14 +431,14 @@ def _cpu_of_polls(site: _Site, run: Run, *, pending: int) -> dict[str, Any]:
     scheduler, metrics = steps.scheduler_of(run), MetricsWatch(run)
     for _ in range(3):  # the first one brings everything
         queue = scheduler.poll(run)
-        decide(read_state(run, scheduler, queue, metrics), time.time())
+        decide(read_state(run, policy_of(run), scheduler, queue, metrics), time.time())
     if queue.pending != pending:
         raise SystemExit(f"{queue.pending} trials of run {run.id} wait, not {pending}")
     far, own, reading = site.cpu(), time.process_time(), 0.0
     for _ in range(POLLS):
         queue = scheduler.poll(run, fresh=True)
         begun = time.process_time()
-        decide(read_state(run, scheduler, queue, metrics), time.time())
+        decide(read_state(run, policy_of(run), scheduler, queue, metrics), time.time())
         reading += time.process_time() - begun
     far, own = site.cpu() - far, time.process_time() - own
     idle = site.cpu()

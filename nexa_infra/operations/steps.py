@@ -8,7 +8,6 @@ import platform
 import re
 import secrets
 import threading
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -34,8 +33,7 @@ from nexa_infra.hosts.base import retried
 from nexa_infra.hosts.connections import host_of
 from nexa_infra.monitoring.estimates import CostEstimate, estimate_run
 from nexa_infra.monitoring.prices import PriceBook, price_for
-from nexa_infra.monitoring.report import CostReport, build_report, to_json, to_markdown
-from nexa_infra.monitoring.report_model import Polling, StewardCost
+from nexa_infra.monitoring.report import CostReport, to_json, to_markdown
 from nexa_infra.monitoring.report_text import money
 from nexa_infra.monitoring.spending import price_trials
 from nexa_infra.operations.containers import bring_image
@@ -46,18 +44,16 @@ from nexa_infra.operations.tracking import Tracked, log_to_mlflow
 from nexa_infra.operations.unattended import check_nodes, hold_budget, refuse_here, write_steward
 from nexa_infra.runs.artifact import write_artifact
 from nexa_infra.runs.directory import RunDirectory, write_atomically
-from nexa_infra.runs.endings import ending, explained, failed, last_words
+from nexa_infra.runs.endings import ending, explained, failed
 from nexa_infra.runs.index import register
 from nexa_infra.runs.record import Run, write_run
 from nexa_infra.runs.results import Trial, read_trials, write_results
 from nexa_infra.runs.submissions import Submission, read_submissions
 from nexa_infra.scheduling.act import stop
 from nexa_infra.scheduling.base import Admission, Scheduler
-from nexa_infra.scheduling.budget import stewarded
-from nexa_infra.scheduling.counts import polls_of
-from nexa_infra.scheduling.history import ends_of
 from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.policies import write_limits
+from nexa_infra.scheduling.reported import MOST_TAILS, built
 from nexa_infra.scheduling.script import script_of, write_script
 from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
 from nexa_infra.scheduling.submit import submit_run
@@ -68,9 +64,6 @@ from nexa_infra.spec.launcher import Launcher
 from nexa_infra.spec.load import code_root, load_cluster, problem_at, read_config
 from nexa_infra.spec.policy import Budget
 from nexa_infra.spec.run import SweepConfig, TrainingConfig
-
-# Failed trials whose last words are shown.
-MOST_TAILS = 20
 
 
 def plan(
@@ -327,39 +320,7 @@ def collect(run: Run) -> tuple[Trial, ...]:
 
 def build(run: Run, trials: Sequence[Trial]) -> CostReport:
     """Build the cost report; nothing is written."""
-    end, reason = ending(run, trials)
-    bad = failed(trials)[:MOST_TAILS]
-    if bad:
-        scheduler_of(run).bring_words(run, [(trial.index, trial.attempt) for trial in bad])
-    tails = {trial.index: last_words(run, trial.index, trial.attempt) for trial in bad}
-    polls = polls_of(run)
-    return build_report(
-        run,
-        trials,
-        estimate_cost(run),
-        end=end,
-        reason=reason,
-        stderr_tails=tails,
-        job_ids=[each.job_id for each in read_submissions(run.files) if each.job_id],
-        accounted=bool(charges_of(run)),
-        measured=measured_of(run, trials),
-        ends=_bad_ends(run, trials),
-        steward=None if (spent := stewarded(run)) is None else StewardCost(spent.lives, spent.usd),
-        polls=None if polls is None else Polling(polls.period, polls.calls),
-    )
-
-
-def _bad_ends(run: Run, trials: Sequence[Trial]) -> Mapping[str, int]:
-    """Count the attempts that ended badly, by how."""
-    attempts = {trial.index: trial.attempts for trial in trials}
-    found: Counter[str] = Counter()
-    for each in ends_of([trial.state for trial in trials], attempts, scheduler_of(run).ends(run)).values():
-        found.update(each)
-    if run.cluster is None:
-        # Here nothing gives way to others, and no node goes: an end like that is the client's own.
-        for kind in ("node_fail", "preempted"):
-            found["interrupted"] += found.pop(kind, 0)
-    return +found
+    return built(run, trials, scheduler_of(run), measured=measured_of(run, trials))
 
 
 def report(run: Run, trials: Sequence[Trial]) -> CostReport:

@@ -34,7 +34,7 @@ _MAIN = """\
 import sys
 
 from nexa_infra.scheduling.steward import main
-from nexa_infra.scheduling.steward_report import finish
+from nexa_infra.scheduling.reported import finish
 
 sys.exit(main(sys.argv[1], finish))
 """

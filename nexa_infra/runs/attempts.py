@@ -78,7 +78,6 @@ class _Known:
     logged: dict[tuple[int, int], int] = field(default_factory=dict)
     causes: dict[tuple[int, int], str] = field(default_factory=dict)
     trials: dict[int, list[Attempt]] = field(default_factory=dict)
-    looked: float = -1e9  # when, by the clock that never goes back
 
 
 _known: dict[str, _Known] = {}
@@ -89,24 +88,18 @@ _MOST_KNOWN = 16
 _MOMENT = 2_000_000_000
 
 
-def read_attempts(directory: RunDirectory, *, within: float = 0.0) -> dict[int, list[Attempt]]:
+def read_attempts(directory: RunDirectory) -> dict[int, list[Attempt]]:
     """Read every attempt from the status files: trial -> attempts, in order.
 
     A line that a crash tore is left out: an attempt exists once its start line is whole. A file that looks as it did
-    when this process last read it is not read again: of ten thousand, few change between two polls. What was looked
-    at `within` so many seconds is not even looked at.
+    when this process last read it is not read again: of ten thousand, few change between two polls.
     """
     folder = str(directory.status)
     with _lock:
         known = _known.pop(folder, None) or _Known()
-        if time.monotonic() - known.looked < within:
-            _known[folder] = known
-            return {trial: list(tried) for trial, tried in known.trials.items()}
-        looked = time.monotonic()
         signs = _signs(folder)
         if any(name not in signs or signs[name][0] < sign[0] for name, sign in known.signs.items()):
             known = _Known()  # nothing is ever taken back: these are another run's
-        known.looked = looked
         _known[folder] = known
         while len(_known) > _MOST_KNOWN:
             del _known[next(iter(_known))]
@@ -247,10 +240,10 @@ def judge(attempts: Sequence[Attempt], task: TaskState | None, *, cancelled: boo
 
 
 def read_states(
-    directory: RunDirectory, count: int, tasks: Mapping[int, TaskState], *, within: float = 0.0
+    directory: RunDirectory, count: int, tasks: Mapping[int, TaskState]
 ) -> tuple[list[TrialState], dict[int, list[Attempt]]]:
     """Return each trial's state, and the attempts of those that have started."""
-    attempts = read_attempts(directory, within=within)
+    attempts = read_attempts(directory)
     for trial, task in tasks.items():
         # A script that was killed could not write its end: the scheduler saw it.
         last = attempts[trial][-1] if trial in attempts else None

@@ -55,7 +55,7 @@ MODULES = (
     "scheduling.slurm.text",
     "scheduling.slurm.words",
     "scheduling.steward",
-    "scheduling.steward_report",
+    "scheduling.reported",
     "spec.points",
     "spec.walltime",
 )

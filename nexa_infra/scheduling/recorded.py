@@ -15,7 +15,18 @@ from nexa_infra.scheduling.history import asked_for, early_ends, ends_of, failed
 from nexa_infra.scheduling.slurm.scheduler import charges_of
 
 if TYPE_CHECKING:
+    from nexa_infra.runs.record import Run
+    from nexa_infra.scheduling.base import Scheduler
     from nexa_infra.scheduling.vitals import MetricsWatch
+
+
+def read_state(
+    run: Run, policy: Policy, scheduler: Scheduler, queue: Queue, metrics: MetricsWatch | None = None
+) -> State:
+    """Read what `decide` decides over, once the scheduler has said how the queue stands."""
+    tasks = scheduler.tasks(run)
+    said, failures = scheduler.ends(run), scheduler.failures(run)
+    return state_of(run, policy, queue, tasks, said=said, failures=failures, metrics=metrics)
 
 
 def state_of(
@@ -32,8 +43,7 @@ def state_of(
 
     `said` is the scheduler's word on how attempts ended, `failures` on nodes that went away, and when.
     """
-    # `tasks` were read after the queue was asked, and from the same files.
-    states, attempts = read_states(run.files, run.trials, tasks, within=1.0)
+    states, attempts = read_states(run.files, run.trials, tasks)
     submissions = read_submissions(run.files)
     asked, lost = asked_for((trials_of(run, each) for each in submissions if each.void is None), attempts)
     said = said or {}

@@ -21,12 +21,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from nexa_infra.errors import HostError, NexaError, QueueFullError, RunCancelledError, UnknownStateError
 from nexa_infra.hosts.local import LocalHost
 from nexa_infra.hosts.shell import join
-from nexa_infra.runs.directory import mark_cancelled
 from nexa_infra.runs.plain import PlainRun, read_plain
-from nexa_infra.scheduling.act import carry_out
+from nexa_infra.scheduling.act import carry_out, stop
 from nexa_infra.scheduling.counts import Counting
 from nexa_infra.scheduling.decide import Policy, State, decide
-from nexa_infra.scheduling.recorded import state_of, throttled
+from nexa_infra.scheduling.recorded import read_state, throttled
 from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler
 from nexa_infra.scheduling.slurm.steward_array import submit_steward
 
@@ -56,17 +55,20 @@ def main(directory: str, finish: Callable[[PlainRun, dict[str, Any], SlurmSchedu
         steward.note("begin")
         counting = Counting(cast("Run", run), steward.scheduler, brief["period"], place / "polls.jsonl")
         over = False
+        # Whatever a life meets, the next one comes later: one that begins at once would meet it again.
         try:
             over = steward.live()
-        except (NexaError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001
             steward.trouble(error)
-        finally:
-            # Before the report, which tells of it.
-            counting.close()
-            steward.note("end")
-        if over:
-            finish(run, brief, steward.scheduler)
-            steward.end()
+        # Before the report, which tells of it.
+        counting.close()
+        steward.note("end")
+        try:
+            if over:
+                finish(run, brief, steward.scheduler)
+                steward.end()
+        except Exception as error:  # noqa: BLE001
+            steward.trouble(error)
     return 0
 
 
@@ -97,9 +99,7 @@ class Steward:
         while True:
             try:
                 queue = self.scheduler.poll(run, fresh=True)
-                tasks = self.scheduler.tasks(run)
-                said = self.scheduler.ends(run)
-                state = state_of(run, self._policy(), queue, tasks, said=said, failures=self.scheduler.failures(run))
+                state = read_state(run, self._policy(), self.scheduler, queue)
                 actions = decide(state, time.time())
                 if carry_out(run, self.scheduler, actions):
                     return True
@@ -129,7 +129,8 @@ class Steward:
         if not since.exists():
             since.write_text(f"{time.time():.0f} {error}\n")
         elif time.time() - float(since.read_text().split(" ")[0]) > self._brief["patience"]:
-            mark_cancelled(self._run.files, f"its steward could not go on: {error}", by="policy")
+            with suppress(NexaError):
+                stop(self._run, self.scheduler, f"its steward could not go on: {error}", by="policy")
         self._later(max(60.0, self._brief["period"]))
 
     def note(self, word: str) -> None:
@@ -169,7 +170,7 @@ class Steward:
         array = self._array
         lives = int(os.environ.get("NEXA_STEWARD_LIVES", "1"))
         if self._life >= lives - min(SPARE_LIVES, lives - 1):
-            array = submit_steward(self.scheduler, self._run, self._brief, after=self._array) or array
+            array = self._renewed(last=self._life == lives - 1) or array
         said = self._client(["scontrol", "update", f"JobId={array}", what])
         # It ends with 1 where a task is no longer pending, as this one is; of the others it says `No error`.
         if said.strip() and "No error" not in said:
@@ -178,6 +179,18 @@ class Steward:
             time.sleep(min(30.0, 10 * self._brief["period"]))
         if array != self._array:
             self._client(["scancel", "--state=PENDING", self._array])
+
+    def _renewed(self, *, last: bool) -> str | None:
+        """Ask for the next array of lives; the last life, with nobody behind it, goes on asking while it may."""
+        limit = time.monotonic() + (LIFE_SECONDS if last else 0.0)
+        while True:
+            try:
+                return submit_steward(self.scheduler, self._run, self._brief, after=self._array)
+            except NexaError as error:
+                self.log(f"the next lives could not be asked for: {error}")
+            if time.monotonic() >= limit:
+                return None
+            time.sleep(min(10.0, self._brief["period"]))
 
     def _client(self, argv: list[str]) -> str:
         done = self.scheduler.client.script(join(argv))

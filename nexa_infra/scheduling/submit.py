@@ -13,7 +13,7 @@ from nexa_infra.scheduling.base import Queue, Scheduler
 from nexa_infra.scheduling.decide import Submit, arrange, decide
 from nexa_infra.scheduling.intents import closed, locked, look, submit_all
 from nexa_infra.scheduling.policies import policy_of
-from nexa_infra.scheduling.recorded import state_of
+from nexa_infra.scheduling.recorded import read_state, state_of
 
 
 def submit_run(run: Run, scheduler: Scheduler) -> Submission:
@@ -58,7 +58,7 @@ def submit_run(run: Run, scheduler: Scheduler) -> Submission:
         if not unfinished:
             return last
         _keep_steward(run, scheduler)
-        state = state_of(run, policy_of(run), queue, tasks, said=scheduler.ends(run), failures=scheduler.failures(run))
+        state = read_state(run, policy_of(run), scheduler, queue)
         return submit_all(run, scheduler, arrange(state, unfinished[: state.affordable], time.time()))
 
 
@@ -75,9 +75,7 @@ def submit_trials(run: Run, scheduler: Scheduler, trials: Sequence[tuple[int, in
         if queue.active or not closed(run, scheduler):
             return read_submissions(run.files)[-1]
         _keep_steward(run, scheduler)
-        state = state_of(
-            run, policy_of(run), queue, scheduler.tasks(run), said=scheduler.ends(run), failures=scheduler.failures(run)
-        )
+        state = read_state(run, policy_of(run), scheduler, queue)
         return submit_all(run, scheduler, arrange(state, list(trials)[: state.affordable], time.time()))
 
 

@@ -14,9 +14,9 @@ from nexa_infra.runs.series import Progress
 from nexa_infra.scheduling.act import carry_out
 from nexa_infra.scheduling.base import Queue, Scheduler
 from nexa_infra.scheduling.counts import Counting
-from nexa_infra.scheduling.decide import Action, State, Stop, decide, waiting
+from nexa_infra.scheduling.decide import Action, Stop, decide, waiting
 from nexa_infra.scheduling.policies import policy_of
-from nexa_infra.scheduling.recorded import state_of
+from nexa_infra.scheduling.recorded import read_state
 from nexa_infra.scheduling.vitals import MetricsWatch
 
 # A run's age over the longest sensible time between two polls of it.
@@ -100,7 +100,7 @@ async def follow(
                 seen = queue
                 begun = time.monotonic()
                 read = begun if due else read
-                state = await asyncio.to_thread(read_state, run, scheduler, queue, metrics)
+                state = await asyncio.to_thread(read_state, run, policy_of(run), scheduler, queue, metrics)
                 policy = state.policy
                 reading = time.monotonic() - begun
                 warnings = metrics.warnings(state.vitals, policy)
@@ -132,11 +132,3 @@ async def follow(
         raise
     finally:
         counting.close()
-
-
-def read_state(run: Run, scheduler: Scheduler, queue: Queue, metrics: MetricsWatch) -> State:
-    """Read what `decide` decides over; the queue was asked first, so nothing that ended since is missed."""
-    tasks = scheduler.tasks(run)
-    return state_of(
-        run, policy_of(run), queue, tasks, said=scheduler.ends(run), failures=scheduler.failures(run), metrics=metrics
-    )

@@ -28,7 +28,7 @@ from nexa_infra.scheduling.budget import read_limit
 from nexa_infra.scheduling.slurm import mirror, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
 from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
-from nexa_infra.scheduling.slurm.submission import TakenError, leave, order_of, submit_once, submit_together
+from nexa_infra.scheduling.slurm.submission import VOID, TakenError, leave, order_of, submit_once, submit_together
 from nexa_infra.scheduling.slurm.tasks import Trials
 from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, moment, read_accounting
 
@@ -213,7 +213,7 @@ class SlurmScheduler:
         """See `Scheduler.ends`: by what accounting last said."""
         if not (accounts := _accounts(run)):
             return {}
-        found = tasks.charged(_submissions(run), accounts, read_attempts(run.files, within=1.0))
+        found = tasks.charged(_submissions(run), accounts, read_attempts(run.files))
         return {(trial, number): tasks.state_of(row) for trial, number, row in found if row.state not in _GOING}
 
     def failures(self, run: Run) -> Sequence[tuple[str, float]]:
@@ -228,7 +228,7 @@ class SlurmScheduler:
             UnknownStateError: whether it has cannot be said.
         """
         prefix = f"nexa-{run.id}-"
-        text = f"cd -- {quote(run.directory)} || exit 66\n{_VOID}"
+        text = f"cd -- {quote(run.directory)} || exit 66\n{VOID}"
         # Between the question and the claims no other client asks sbatch.
         text += "command exec 9>>submissions/.sbatch.lock && flock -w 20 9 || { echo busy; exit 0; }\n"
         text += f"nexa_prefix={quote(prefix)}\n{_CLOSE}"
@@ -248,7 +248,9 @@ class SlurmScheduler:
             if record is not None and record.after != change.after:
                 waits = [*([own] if own else []), *([f"afterany:{change.after}"] if change.after else [])]
                 words.append(f"Dependency={','.join(waits)}")
-                write_submission(run.files, replace(record, after=change.after))
+                changed = replace(record, after=change.after)
+                write_submission(run.files, changed)
+                self._record(run, changed)  # for whoever else follows the run
             lines.append(f"scontrol update {join(words)} || true")
         _seen_of(run).calls["scontrol"] += len(lines)
         # Tasks that run already are no longer pending, and it says so of each: that is no failure.
@@ -278,7 +280,7 @@ class SlurmScheduler:
         Raises:
             UnknownStateError: nobody can say whether they have ended.
         """
-        lines = [f"cd -- {quote(run.directory)} || exit 66", _VOID]
+        lines = [f"cd -- {quote(run.directory)} || exit 66", VOID]
         if run.files.cancelled.exists() and self.host.remote:
             lines.append("[ -e cancelled ] || " + write_file("cancelled", run.files.cancelled.read_bytes()))
         # An sbatch that is being asked at this moment is waited for; whoever comes later sees the word.
@@ -400,14 +402,7 @@ class SlurmScheduler:
             time.sleep(0.5)
 
 
-# Claims a token for nobody. An array that has it keeps its name in it: its trials have started, and count.
-_VOID = """void() {
-  ln -sT -- void "claims/$1" 2>/dev/null && return
-  nexa_owner=$(readlink -- "claims/$1") || return
-  case $nexa_owner in void*) return 0 ;; esac
-  ln -sfT -- "void-$nexa_owner" "claims/.void-$1" && mv -fT -- "claims/.void-$1" "claims/$1"
-}
-"""
+# Closes a run, unless the queue has something of it; `VOID` stands before it.
 _CLOSE = """nexa_rows=$(squeue -h -u "$(id -un)" -o '%j') || { echo unknown; exit 0; }
 case "
 $nexa_rows" in *"

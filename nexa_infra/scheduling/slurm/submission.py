@@ -171,6 +171,16 @@ def _answer(done: Completed, told: str) -> str | _Answer:
     return {"transient": _Answer.NOT_NOW, "ambiguous": _Answer.UNKNOWN, "permanent": _Answer.NO}[refusal(done.stderr)]
 
 
+# Claims a token for nobody. An array that has it keeps its name in it: its trials have started, and count.
+VOID = """void() {
+  ln -sT -- void "claims/$1" 2>/dev/null && return
+  nexa_owner=$(readlink -- "claims/$1") || return
+  case $nexa_owner in void*) return 0 ;; esac
+  ln -sfT -- "void-$nexa_owner" "claims/.void-$1" && mv -fT -- "claims/.void-$1" "claims/$1"
+}
+"""
+
+
 @dataclass(frozen=True)
 class Order:
     """How an array is asked for, besides its intent."""
@@ -213,7 +223,7 @@ def _script(run: Run, intent: Submission, order: Order, *, again: str | None, do
     lines = [f"{name}={quote(value)}" for name, value in values.items()]
     write_intent = write_file(f"{order.records}/{intent.number}.json", record.encode())
     lines += [f"write_trials() {{\n{order.files}\n}}", f"write_intent() {{\n{write_intent}\n}}"]
-    return "\n".join([*lines, f"set -- {join(order.sbatch)}", _text()])
+    return "\n".join([*lines, VOID, f"set -- {join(order.sbatch)}", _text()])
 
 
 # A client's own settings, or those of the trial that it runs in, are not for the jobs.

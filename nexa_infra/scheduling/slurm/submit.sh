@@ -1,7 +1,8 @@
 # Submits one array, exactly once, and says what is known of it: one word, then what goes with it.
 #
 # Before this come the assignments run_dir, records (the folder of the intents), token, number, lock_seconds, tries,
-# created, again, doubt, void, earlier, and the functions write_trials, write_intent and ask (which runs sbatch).
+# created, again, doubt, void, earlier, the functions void,
+# write_trials and write_intent, and the command line of sbatch as the arguments.
 # (`command` before exec and `true` for `:`, for a redirection that fails would end the shell without a word.)
 cd -- "$run_dir" 2>/dev/null || { echo gone; exit 0; }
 gone() {
@@ -27,14 +28,6 @@ elif ! grep -qF -- "$created" "$records/$number.json"; then
   echo taken
   exit 0
 fi
-
-# Claims a token for nobody. An array that has it keeps its name in it: its trials have started, and count.
-void() {
-  ln -sT -- void "claims/$1" 2>/dev/null && return
-  owner=$(readlink -- "claims/$1") || return
-  case $owner in void*) return 0 ;; esac
-  ln -sfT -- "void-$owner" "claims/.void-$1" && mv -fT -- "claims/.void-$1" "claims/$1"
-}
 
 # A claim beats everything: trials have started under it, or nothing of it will ever run.
 look_for_claim() {
