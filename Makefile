@@ -5,6 +5,9 @@ SHELL := /bin/bash
 
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
+# So many processes side by side: most of what the tests do is to wait for real services.
+WORKERS ?= 3
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CATALOG ?= deployments/images/catalog.yaml
 
 # The environment's own interpreter where there is one, else the newest on the machine.
@@ -36,10 +39,10 @@ down: ## stop them
 	@$(LOCAL) down
 
 test: lint ## check everything, and run every test (PYTEST="-k word" for some)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 test-slurm-new: install ## as root: the tests with a real Slurm, on a newer one than the machine's (PYTEST="-k word" for some)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --slurm=new $(PYTEST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --slurm=new $(PARALLEL) $(PYTEST)
 
 chaos: install ## end clients at random instants, many times over (NEXA_CHAOS_SEED=N for other instants)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" NEXA_CHAOS_ROUNDS=$${NEXA_CHAOS_ROUNDS:-200} $(BIN)/python -m pytest tests/chaos $(PYTEST)

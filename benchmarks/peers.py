@@ -16,7 +16,8 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.measure import ROOT, BenchmarkError, Figure, alternated, environment, place, say, timed
-from benchmarks.slurm import ARRAY, CONFIG, TRIALS, environment_on, rig, sbatch
+from benchmarks.rig import environment_on, rig
+from benchmarks.slurm import ARRAY, CONFIG, TRIALS, make_repository, sbatch
 from tests.rig.slurm import SlurmRig
 
 ROUNDS = 5
@@ -86,7 +87,7 @@ def peers() -> Iterator[Figure]:
     for results. The snapshot of the code, and bytecode, are there from a round before.
     """
     python = _python_of_peers()
-    with place() as here, rig(here) as (cluster, _):
+    with place() as here, rig(here, make_repository) as (cluster, _):
         env = environment_on(here, cluster)
         theirs = {name: value for name, value in env.items() if name != "PYTHONPATH"}
         for name, text in (("engine", _ENGINE), ("submitit", _SUBMITIT), ("hydra", _HYDRA)):

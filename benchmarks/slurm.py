@@ -6,27 +6,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import BenchmarkError, Figure, Place, alternated, place, say
-from deployments.environment import SetupError
+from benchmarks.measure import Figure, Place, alternated, place, say
+from benchmarks.rig import cancel_all, cluster_of, counted, environment_on, forget_calls, host_of, rig
 from nexa_infra.hosts import connections
 from nexa_infra.hosts.ssh import SshHost
 from nexa_infra.operations import steps
 from nexa_infra.runs.record import Run
 from nexa_infra.scheduling.slurm import prepare_slurm_batch
 from nexa_infra.spec.cluster import Cluster
-from tests.rig.fixtures import why_not
 from tests.rig.slurm import SlurmRig
 from tests.rig.ssh import SshRig
 
@@ -36,7 +32,6 @@ TRIALS = 1000
 ARRAY = f"0-{TRIALS - 1}"
 MODULES = 100
 CONFIG = "bench.yaml"
-CALLS = "calls"
 
 # Held, so that nothing runs while something is measured.
 _SWEEP = {
@@ -44,13 +39,6 @@ _SWEEP = {
     "launcher": {"type": "command", "command": ["true"]},
     "sweep": {"parameters": {name: list(range(10)) for name in "abc"}},
 }
-# Stands before each of these on the PATH of a login, and notes down that it was called.
-_COUNTED = ("sbatch", "scancel", "sacct", "sacctmgr", "scontrol", "sdiag", "sinfo", "squeue", "sstat")
-_COUNTING = """\
-#!/bin/sh
-echo {name} >>{calls}
-exec {command} "$@"
-"""
 
 
 def slurm() -> Iterator[Figure]:
@@ -60,7 +48,7 @@ def slurm() -> Iterator[Figure]:
     that has its imports. The code's snapshot is there already, and what the cluster allows was asked
     in a round before; for `submit.ssh-first` neither is so.
     """
-    with place() as here, rig(here) as (cluster, sshd):
+    with place() as here, rig(here, make_repository) as (cluster, sshd):
         say(f"{ROUNDS} rounds on the login node")
         found = _measured(here, cluster, "here", sshd)
         yield _beside("submit.here", found["batch"], "sbatch", found["raw"], limit=3)
@@ -75,40 +63,14 @@ def slurm() -> Iterator[Figure]:
         yield Figure("submit.logins", found["logins"], "logins", limit=1)
 
         say(f"{POLLS} polls")
-        with _counted(here, cluster) as counted:
-            found = _measured(here, cluster, "poll", counted)
+        with counted(here, cluster) as counting:
+            found = _measured(here, cluster, "poll", counting)
         yield Figure("poll.scheduler-calls", found["calls"], "Slurm commands a poll", limit=1, baseline=found["names"])
         yield _beside("poll.time", found["poll"], "squeue over the same connection", found["raw"])
 
 
 def _beside(name: str, seconds: float, tool: str, raw: float, *, limit: float | None = None) -> Figure:
     return Figure(name, seconds / raw, f"times {tool}", limit, {"tool": tool, "s": raw, "ours_s": seconds})
-
-
-@contextmanager
-def rig(here: Place) -> Iterator[tuple[SlurmRig, SshRig]]:
-    """Start a Slurm, and an sshd to its login node; and make a repository with a config of 1,000 trials.
-
-    Raises:
-        BenchmarkError: there can be none here, or something does not start.
-    """
-    if reason := why_not():
-        raise BenchmarkError(f"no Slurm to submit to: {reason}")
-    _make_repository(here)
-    here.folder.chmod(0o755)
-    say("starting a Slurm and an sshd")
-    try:
-        with SlurmRig(here.folder / "slurm") as cluster, _sshd(here, cluster, "sshd") as sshd:
-            yield cluster, sshd
-    except SetupError as error:
-        raise BenchmarkError(str(error)) from error
-
-
-def environment_on(here: Place, cluster: SlurmRig) -> dict[str, str]:
-    """Return the environment of a process that speaks to the rig, and remembers nothing of other clusters."""
-    clean = cluster.environment()
-    own = {name: clean[name] for name in ("PATH", "SLURM_CONF")} | {"XDG_CACHE_HOME": str(here.folder / "cache")}
-    return {name: value for name, value in here.environment.items() if name in clean or name not in os.environ} | own
 
 
 def sbatch(directory: Path) -> list[str]:
@@ -128,12 +90,8 @@ def queue(argv: list[str]) -> float:
     return taken
 
 
-def cancel_all() -> None:
-    """Take everything out of the queue."""
-    subprocess.run(["scancel", "--user=root"], stdin=subprocess.DEVNULL, check=True)
-
-
-def _make_repository(here: Place) -> None:
+def make_repository(here: Place) -> None:
+    """Make a repository with a config of 1,000 trials."""
     (here.project / CONFIG).write_text(json.dumps(_SWEEP))  # JSON is YAML
     (here.project / "package").mkdir()
     for number in range(MODULES):
@@ -143,26 +101,6 @@ def _make_repository(here: Place) -> None:
     here.run("git", "add", "--all")
     identity = ("-c", "user.name=bench", "-c", "user.email=bench@example.org", "-c", "commit.gpgsign=false")
     here.run("git", *identity, "commit", "--quiet", "--message", "start")
-
-
-def _sshd(here: Place, cluster: SlurmRig, name: str, **more: str) -> SshRig:
-    environment = {"SLURM_CONF": str(cluster.conf), **more}
-    return SshRig(here.folder / name, environment=environment, accounts=cluster.accounts)
-
-
-@contextmanager
-def _counted(here: Place, cluster: SlurmRig) -> Iterator[SshRig]:
-    """Start an sshd whose sessions find Slurm's commands behind scripts that note down every call."""
-    folder, calls = here.folder / "counting", here.folder / CALLS
-    folder.mkdir()
-    calls.touch()
-    path = cluster.environment()["PATH"]
-    for name in _COUNTED:
-        if command := shutil.which(name, path=path):
-            (folder / name).write_text(_COUNTING.format(name=name, calls=calls, command=command))
-            (folder / name).chmod(0o755)
-    with _sshd(here, cluster, "sshd-counted", PATH=f"{folder}:{path}") as sshd:
-        yield sshd
 
 
 def _measured(here: Place, cluster: SlurmRig, what: str, sshd: SshRig) -> dict[str, Any]:
@@ -203,10 +141,7 @@ class _Road:
     @property
     def host(self) -> SshHost:
         """The connection of the last run."""
-        host = connections.host_of(self.cluster)
-        if not isinstance(host, SshHost):
-            raise SystemExit(f"{host.name} is reached without SSH")
-        return host
+        return host_of(self.cluster)
 
 
 def _here(folder: Path) -> dict[str, object]:
@@ -231,7 +166,7 @@ def _here(folder: Path) -> dict[str, object]:
 
 def _ssh(folder: Path, sshd: SshRig) -> dict[str, object]:
     """Measure the whole road over SSH, the very first time and then in turn with `ssh HOST sbatch`."""
-    road = _Road(_cluster(sshd, folder / "far"))
+    road = _Road(cluster_of(sshd, folder / "far"))
     first = road()
     scripts = road.host.round_trips
     command = sshd.command(shlex.join(sbatch(road.directory)))
@@ -244,12 +179,9 @@ def _ssh(folder: Path, sshd: SshRig) -> dict[str, object]:
 
 def _poll(folder: Path, sshd: SshRig) -> dict[str, object]:
     """Count the Slurm commands of polls of a queued run, and time them beside squeue over the same connection."""
-    road = _Road(_cluster(sshd, folder / "polled"))
+    road = _Road(cluster_of(sshd, folder / "polled"))
     run = road.queued()
-    calls = folder / CALLS
-    if not calls.read_text():
-        raise SystemExit("Slurm's commands were not counted: the sessions there have another PATH than their sshd's")
-    calls.write_text("")
+    calls = forget_calls(folder)
     scheduler = steps.scheduler_of(run)
     for _ in range(POLLS):
         if scheduler.poll(run).pending != TRIALS:
@@ -270,18 +202,6 @@ def _clocked(action: Callable[[], object]) -> Callable[[], float]:
         return time.perf_counter() - begun
 
     return measure
-
-
-def _cluster(sshd: SshRig, workdir: Path) -> Cluster:
-    return Cluster(
-        name="rig",
-        host=sshd.host,
-        port=sshd.port,
-        user="root",
-        key_file=str(sshd.key),
-        known_hosts=str(sshd.known_hosts),
-        workdir=str(workdir),
-    )
 
 
 def main() -> None:

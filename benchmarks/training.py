@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, BenchmarkError, Figure, Place, place, say
-from benchmarks.slurm import environment_on, rig
+from benchmarks.rig import environment_on, rig
+from benchmarks.slurm import make_repository
 from nexa_infra.operations import launch
 from nexa_infra.runs.attempts import Attempt, read_attempts
 from nexa_infra.runs.directory import RunDirectory
@@ -70,7 +71,7 @@ def training() -> Iterator[Figure]:
     """
     if find_spec("torch") is None:
         raise BenchmarkError("PyTorch is not installed: `make torch` brings it")
-    with place() as here, rig(here) as (cluster, _):
+    with place() as here, rig(here, make_repository) as (cluster, _):
         shutil.copy(ROOT / "deployments" / "examples" / "ddp" / "train.py", here.project)
 
         say(f"{PAIRS} pairs of jobs on {NODES} nodes, about a minute and a half each")

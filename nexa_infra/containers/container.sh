@@ -162,8 +162,7 @@ docker_run() {
     sleep 0.2
     "$command" rm --force --volumes "$name" >/dev/null 2>&1
   fi
-  if ((code == 137)) && [[ -n $("$command" events --since "$began" --until "$(date +%s.%N)" --filter "container=$name" \
-    --filter event=oom --format '{{.Action}}' 2>/dev/null) ]]; then
+  if ((code == 137)) && ran_out "$command" "$name" "$began"; then
     say "the kernel ended the program for its memory${memory:+: it was given $((memory >> 20)) MiB}"
     [[ -z ${NEXA_STATUS-} ]] || printf 'why\t%s\t%s\toom\n' "$NEXA_TRIAL" "$NEXA_ATTEMPT" >>"$NEXA_STATUS"
   elif ((code == 125)); then
@@ -175,6 +174,18 @@ docker_run() {
       sleep 0.2
     done
   fi
+}
+
+# Says whether the kernel has ended something in a container for its memory. On a busy node Docker's engine hears of it
+# a moment after the end.
+ran_out() {
+  local at
+  for at in {1..5}; do
+    ((at == 1)) || sleep 0.2
+    [[ -z $("$1" events --since "$3" --until "$(date +%s.%N)" --filter "container=$2" --filter event=oom \
+      --format '{{.Action}}' 2>/dev/null) ]] || return 0
+  done
+  return 1
 }
 
 # Adds to `options` the GPUs that the job was granted. Docker's engine sees all of the node's, and counts them as the

@@ -302,12 +302,18 @@ def _host_config(client: Any, container: Container, mounts: Sequence[Mount], gpu
 
 
 def _ran_out(client: Any, name: str, since: float) -> bool:
-    """Say whether the kernel ended something in the container for its memory."""
+    """Say whether the kernel ended something in the container for its memory.
+
+    On a busy machine the engine hears of it a moment after the end.
+    """
     with suppress(Exception):  # then its exit code is all that is known
-        events = client.api.events(
-            since=since, until=time.time(), decode=True, filters={"container": name, "event": "oom"}
-        )
-        return any(True for _ in events)
+        for wait in (0.0, 0.2, 0.2, 0.2, 0.2):
+            time.sleep(wait)
+            events = client.api.events(
+                since=since, until=time.time(), decode=True, filters={"container": name, "event": "oom"}
+            )
+            if any(True for _ in events):
+                return True
     return False
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from nexa_infra.hosts.shell import join, quote
 
+# What is written as a text at most, bytes.
+_MOST_TEXT = 65536
+
 
 @dataclass(frozen=True)
 class Framed:
@@ -133,10 +136,11 @@ def write_file(path: str, content: bytes, *, mode: int = 0o600) -> str:
     """Return a script that writes a small file under a name of its own, and renames it."""
     staged = f"{path}.{secrets.token_hex(4)}"
     chmod = "" if mode == 0o600 else f"&& chmod {mode:o} {quote(staged)} "
-    return (
-        f"(umask 077 && base64 -d >{quote(staged)} <<'NEXA_INPUT'\n{_base64(content)}\nNEXA_INPUT\n) "
-        f"{chmod}&& mv -f -- {quote(staged)} {quote(path)}"
-    )
+    # A text needs no program to be written, only the shell.
+    made = f"base64 -d >{quote(staged)} <<'NEXA_INPUT'\n{_base64(content)}\nNEXA_INPUT\n"
+    if len(content) <= _MOST_TEXT and content.isascii() and b"\0" not in content:
+        made = f"printf %s {quote(content.decode())} >{quote(staged)}"
+    return f"(umask 077 && {made}) {chmod}&& mv -f -- {quote(staged)} {quote(path)}"
 
 
 def write_files(folder: str, contents: Mapping[str, bytes]) -> str:

@@ -27,7 +27,7 @@ from nexa_infra.runs.series import Progress
 from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.scheduling.arrays import shares
 from nexa_infra.scheduling.policies import slots_of
-from nexa_infra.scheduling.slurm.scheduler import charges_of
+from nexa_infra.scheduling.slurm.seen import charges_of
 from nexa_infra.scheduling.submit import submit_trials
 
 
@@ -199,7 +199,13 @@ def _as_reported(run: Run) -> Status | None:
     try:
         written = files.report_json.stat().st_mtime_ns
         # Every task that starts or ends is in a journal, and every submission and array task makes a file.
-        touched = [files.submissions, files.status, files.path / "cancelled", *files.submissions.glob("*.journal")]
+        touched = [
+            files.submissions,
+            files.status,
+            files.brought,
+            files.path / "cancelled",
+            *files.submissions.glob("*.journal"),
+        ]
         if any(path.stat().st_mtime_ns >= written for path in touched if path.exists()):
             return None
         found = read_report(files.report_json.read_bytes())

@@ -20,15 +20,21 @@ Files = dict[str, os.stat_result]
 Found = tuple[str, os.stat_result]
 
 
-def chosen(root: Path, rules: SyncRules, *, target: Path | None, include_runs: bool) -> Files:
+def chosen(
+    root: Path, rules: SyncRules, *, target: Path | None, home: Path | None = None, include_runs: bool = False
+) -> Files:
     """Return the files that travel, each as it is now, by their paths relative to `root`.
 
-    `target` is where they go to, if that is on this machine: it does not travel itself.
+    `target` is where they go to, if that is on this machine: it does not travel itself. Nor does `home`, where runs
+    are being made that nobody would know for one yet.
 
     Raises:
         SyncError: there are none, they are larger than `rules.max_mib`, or one of them is no file.
     """
-    files = dict(_found(root, rules, target, include_runs))
+    own = [_below(root, target) or "snapshots/"] if target is not None and target.is_relative_to(root) else []
+    if home is not None and not include_runs and home.is_relative_to(root) and home != root:
+        own.append(_below(root, home))
+    files = dict(_found(root, rules, tuple(own), include_runs))
     if not files:
         raise SyncError(f"there is no code in {root}: every file is ignored or excluded")
     for name, seen in files.items():
@@ -97,13 +103,15 @@ def _looked(root: Path, name: str) -> os.stat_result | None:
         return None
 
 
-def _found(root: Path, rules: SyncRules, target: Path | None, include_runs: bool) -> Iterator[Found]:
-    own = None
-    if target is not None and target.is_relative_to(root):
-        own = "snapshots/" if target == root else target.relative_to(root).as_posix() + "/"
+def _below(root: Path, folder: Path) -> str:
+    """Return what the names of all that is in a folder begin with; nothing for `root` itself."""
+    return "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+
+
+def _found(root: Path, rules: SyncRules, own: tuple[str, ...], include_runs: bool) -> Iterator[Found]:
     runs: dict[str, bool] = {}
     for name, seen in _asked_of_git(root, rules) if (root / ".git").exists() else _walked(root):
-        if own and name.startswith(own):
+        if name.startswith(own):
             continue
         if not include_runs and _in_run_directory(root, name.rpartition("/")[0], runs):
             continue

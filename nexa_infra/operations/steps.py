@@ -55,7 +55,8 @@ from nexa_infra.scheduling.local import LocalScheduler
 from nexa_infra.scheduling.policies import write_limits
 from nexa_infra.scheduling.reported import MOST_TAILS, built
 from nexa_infra.scheduling.script import script_of, write_script
-from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
+from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler
+from nexa_infra.scheduling.slurm.seen import charges_of
 from nexa_infra.scheduling.submit import submit_run
 from nexa_infra.scheduling.watch import Poll, follow
 from nexa_infra.settings import settings

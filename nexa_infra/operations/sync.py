@@ -18,6 +18,7 @@ from nexa_infra.operations.provenance import names_hash, provenance_of, tree_has
 from nexa_infra.operations.selection import Files, changed, chosen, whole_folders
 from nexa_infra.operations.snapshots import Claim, claim, dropped_on_failure, finish, snapshots_locked
 from nexa_infra.runs.record import Snapshot
+from nexa_infra.settings import settings
 from nexa_infra.spec.run import SyncRules
 
 __all__ = ["repository_of", "snapshots_locked", "sync_repository"]
@@ -65,7 +66,8 @@ def sync_repository(
     if target is not None and source.is_relative_to(target / "snapshots"):
         raise SyncError(f"{source} is itself a snapshot: run from the code's own folder")
     begun = time.time()
-    files = chosen(source, rules or SyncRules(), target=target, include_runs=include_runs)
+    home = settings().home.expanduser().resolve()
+    files = chosen(source, rules or SyncRules(), target=target, home=home, include_runs=include_runs)
     # git is asked, and the host is logged in to, while files are read.
     with ThreadPoolExecutor(2) as threads:
         origin = threads.submit(provenance_of, source)

@@ -15,8 +15,8 @@ from pydantic import Field, JsonValue, ValidationError
 from nexa_infra.errors import ArtifactError
 from nexa_infra.runs.directory import RunDirectory, write_atomically
 from nexa_infra.runs.manifest import Contents, contents_here, contents_of, escaped, from_text, to_text
+from nexa_infra.runs.metrics import metrics_of
 from nexa_infra.runs.record import Record, Run
-from nexa_infra.runs.results import read_metrics
 
 if TYPE_CHECKING:
     from nexa_infra.hosts.base import Host
@@ -102,7 +102,7 @@ def _folder(run: Run) -> Path:
 def _described(run: Run, host: Host, files: RunDirectory, manifest: str, moment: datetime) -> ArtifactMeta:
     """Describe what a manifest lists; all but the moment follows from the run's record and its files."""
     folder = _folder(run)
-    metrics: dict[str, Any] = read_metrics(files.metrics(0))
+    metrics: dict[str, Any] = metrics_of(files)(0)
     # The config as it was recorded: a later version may know more keys.
     record = json.loads(files.record.read_bytes())
     config = json.dumps(record["config"], sort_keys=True).encode()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from nexa_infra.runs.directory import RunDirectory
+from nexa_infra.runs.directory import BROUGHT, RunDirectory
 
 TrialState = Literal[
     "pending",  # it has not started, and may yet
@@ -73,6 +73,7 @@ class _Known:
     """What this process has read of a folder of status files."""
 
     signs: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # of each file: size, mtime, inode
+    read: int = 0  # how much of what a client has brought, bytes
     starts: dict[int, dict[int, tuple[float, str, int]]] = field(default_factory=dict)  # trial -> attempt -> …
     ends: dict[tuple[int, int], tuple[float, int, str | None]] = field(default_factory=dict)
     logged: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -114,9 +115,11 @@ def _read_changed(folder: str, known: _Known, signs: Mapping[str, tuple[int, int
         if known.signs.get(name) == sign:
             continue
         try:
-            lines = _lines(f"{folder}/{name}")
+            lines, length = _lines(f"{folder}/{name}", known.read if name == BROUGHT else 0)
         except OSError:
             continue
+        if name == BROUGHT:
+            known.read += length
         known.signs[name] = sign if sign[1] < recent else (sign[0], 0, 0)
         for line in lines:
             # What a crash tore has no newline, so the next line stands behind it, on the same one.
@@ -172,10 +175,12 @@ def _signs(folder: str) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _lines(path: str) -> list[str]:
-    """Return the whole lines of a status file."""
+def _lines(path: str, begin: int) -> tuple[list[str], int]:
+    """Return the whole lines of a status file from a byte on, and how many bytes they are."""
     with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - likewise
-        return stream.read().decode("utf-8", "replace").split("\n")[:-1]
+        stream.seek(begin)
+        whole, newline, _ = stream.read().rpartition(b"\n")
+    return whole.decode("utf-8", "replace").split("\n") if newline else [], len(whole) + len(newline)
 
 
 _BY_SCHEDULER: dict[str, TrialState] = {

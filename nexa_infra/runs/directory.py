@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+BROUGHT = "brought"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -45,6 +47,11 @@ class RunDirectory:
         return self.path / "status"
 
     @property
+    def brought(self) -> Path:
+        """The lines of all those files, in a client's copy of a run directory: one file is read in no time."""
+        return self.status / BROUGHT
+
+    @property
     def trials(self) -> Path:
         """What each trial writes; a trial's directory is made when it starts."""
         return self.path / "trials"
@@ -64,6 +71,11 @@ class RunDirectory:
     def metrics(self, index: int) -> Path:
         """What a trial measured, as a JSON object."""
         return self.trial(index) / "metrics.json"
+
+    @property
+    def metrics_pack(self) -> Path:
+        """Every trial's metrics.json, in a client's copy: packed as they came, by `tar`."""
+        return self.path / "metrics.tar.gz"
 
     def metrics_log(self, index: int) -> Path:
         """What a trial measures while it runs, a JSON object a line."""
@@ -182,13 +194,13 @@ def read_cancelled(directory: RunDirectory) -> tuple[str, str] | None:
     return by, reason.strip()
 
 
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
+def write_atomically(path: Path, text: str | bytes, *, mode: int = 0o600) -> None:
     """Write a file so that its final name never holds half of it, not after a crash either."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     staged = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(text.encode() if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
         staged.chmod(mode)

@@ -69,12 +69,15 @@ class Failure:
     def __str__(self) -> str:
         again = f" (restart {self.end.restart})" if self.end.restart else ""
         where = f"rank {self.end.rank} on {self.end.node}{again}"
-        if self.end.signal is not None:
-            return f"{where} was ended by {self.end.signal}"
         error = error_of(self.words)
+        # Python had ended by it; then threads of a library's that were still at work ended the process once more.
+        aborted = self.end.signal == "SIGABRT" and error and self.words.endswith(_STILL_AT_WORK)
+        if self.end.signal is not None and not aborted:
+            return f"{where} was ended by {self.end.signal}"
         return f"{where} failed: {error}" if error else f"{where} ended with exit code {self.end.code}"
 
 
+_STILL_AT_WORK = "terminate called without an active exception"
 _WORDS = ("node\t", "start\t", "end\t")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_infra.runs.attempts import BY_CAUSE, Attempt, TaskState, TrialState, read_states
-from nexa_infra.runs.directory import RunDirectory, without_waiting, write_atomically
+from nexa_infra.runs.directory import RunDirectory, write_atomically
+from nexa_infra.runs.metrics import metrics_of
 from nexa_infra.spec.points import Decoder, Value, trial_hash, written
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ class Trial:
 def read_trials(directory: RunDirectory, sweep: Decoder, tasks: Mapping[int, TaskState]) -> Iterator[Trial]:
     """Yield every trial with its parameters, state, attempts and metrics."""
     states, attempts = read_states(directory, len(sweep), tasks)
+    measured = metrics_of(directory)
     for index, state in enumerate(states):
         parameters = sweep.parameters_of(index)
         tried = tuple(attempts.get(index, ()))
-        metrics = read_metrics(directory.metrics(index)) if tried else {}
+        metrics = measured(index) if tried else {}
         task = tasks.get(index)
         words = task.words if task is not None and state not in {"completed", "running"} else ""
         if state == "failed" and tried and tried[-1].exit_code is not None and tried[-1].signal != "KILL":
@@ -67,42 +69,6 @@ def read_trials(directory: RunDirectory, sweep: Decoder, tasks: Mapping[int, Tas
             words = BY_CAUSE[cause][1]
         yield Trial(index, trial_hash(parameters), parameters, state, tried, metrics=metrics, reason=words)
 
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a trial's metrics.json; names of nested objects are joined by dots.
-
-    Where the trial wrote none, or something other than a JSON object of at most 16 MiB, there are none.
-    """
-    try:
-        with open(path, "rb", opener=without_waiting) as stream:
-            raw = stream.read(_MOST_METRICS + 1) or b""
-        data = json.loads(raw) if len(raw) <= _MOST_METRICS else None
-        return dict(_flatten(data)) if isinstance(data, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _flatten(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{above}{_sound(name)}.")
-        else:
-            yield f"{above}{_sound(name)}", _sound(value)
-
-
-def _sound(value: Any) -> Any:
-    """Return a value whose texts can be written as UTF-8: JSON may hold halves of surrogate pairs."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, list):
-        return [_sound(one) for one in value]
-    if isinstance(value, dict):
-        return {_sound(name): _sound(one) for name, one in value.items()}
-    return value
-
-
-# A trial that writes more than this into metrics.json is not measuring.
-_MOST_METRICS = 16 * 2**20
 
 FIXED_COLUMNS = ("index", "hash", "state", "exit_code", "attempt", "seconds", "usd")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +70,7 @@ def early_ends(
         if kind == "completed" or kind in _BAD:
             code = f"failed with exit code {one.exit_code}" if kind == "failed" else f"ended as {kind}"
             over.append((one.ended, "completed" if kind == "completed" else code))
-    return tuple(words for _, words in sorted(over)[:most])
+    return tuple(words for _, words in heapq.nsmallest(most, over))
 
 
 def failed_nodes(failures: Iterable[tuple[str, float]]) -> dict[str, int]:

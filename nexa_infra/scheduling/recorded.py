@@ -12,7 +12,7 @@ from nexa_infra.scheduling.base import Queue
 from nexa_infra.scheduling.budget import affordable, lives_of, read_limit
 from nexa_infra.scheduling.decide import Full, Policy, State, Vitals
 from nexa_infra.scheduling.history import asked_for, early_ends, ends_of, failed_nodes, typical_seconds
-from nexa_infra.scheduling.slurm.scheduler import charges_of
+from nexa_infra.scheduling.slurm.seen import charges_of
 
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run

@@ -20,7 +20,8 @@ from nexa_infra.scheduling.base import Scheduler
 from nexa_infra.scheduling.budget import stewarded
 from nexa_infra.scheduling.counts import polls_of
 from nexa_infra.scheduling.history import ends_of
-from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler, charges_of
+from nexa_infra.scheduling.slurm.scheduler import SlurmScheduler
+from nexa_infra.scheduling.slurm.seen import charges_of
 from nexa_infra.spec.points import Points
 
 if TYPE_CHECKING:

@@ -88,18 +88,24 @@ def doctor(
 
     where = cluster_named(cluster)
     if where is None:
-        checks = list(check_here(manage.home()))
+        checks = check_here(manage.home())
     else:
         from nexa_infra.hosts.connections import host_of
 
-        checks = list(check_cluster(where, host_of(where)))
-    wide = max(len(check.name) for check in checks)
+        checks = check_cluster(where, host_of(where))
+    fine = True
+    # Each as it comes: the last waits for a job.
     for check in checks:
-        say(f"{'ok' if check.fine else 'NO':<3} {check.name:<{wide}} {check.found}")
+        fine &= check.fine
+        say(f"{'ok' if check.fine else 'NO':<3} {check.name:<{_WIDE}} {check.found}")
         if check.remedy:
-            say(f"    {'':<{wide}} -> {check.remedy}")
-    if not all(check.fine for check in checks):
+            say(f"    {'':<{_WIDE}} -> {check.remedy}")
+    if not fine:
         raise SystemExit(1)
+
+
+# As the longest name of a check.
+_WIDE = 10
 
 
 def _seconds(text: str) -> float:

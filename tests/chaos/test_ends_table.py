@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "timeout": ("timeout", "scontrol update EndTime=now", "timeout"),
     "running": ("cancelled while it ran", "scancel ARRAY_TASK", "cancelled"),
     "pending": ("cancelled while it waited", "scancel ARRAY_TASK", "cancelled"),
-    "signalled": ("cancelled by a signal", "scancel --full --signal=KILL", "cancelled/failed"),  # who dies first
+    "signalled": ("cancelled by a signal", "scancel --full --signal=KILL", "cancelled"),
     "shot": ("its batch script killed", "kill -9 on the node", "failed"),
 }
 TWICE = "test $NEXA_ATTEMPT = 1 || exit 0; exec sleep 322"
@@ -86,16 +86,12 @@ class Table:
         return ", ".join(f"{state} {code}" for found, state, code in lines if found in mine) or "nothing"
 
     def add(self, followed: Followed, task: int, end: str, cause: str, state: str) -> None:
-        limit = time.monotonic() + 15.0
-        while followed.trials[task].usd is None and time.monotonic() < limit:
-            time.sleep(1.0)  # accounting lags, and of what has never started nobody waits for its word
-            followed.look()
         trial = followed.trials[task]
         row = (end, cause, self.sacct(followed, task), words(trial), usd(trial))
         self.rows.append(row)
         # What was ended while it waited costs nothing; a launch that failed has held its node, though nothing started.
         free = not trial.attempts and state in {"cancelled", "deadline"}
-        if trial.state not in state.split("/") or trial.usd is None or (free and trial.usd):
+        if trial.state != state or trial.usd is None or (free and trial.usd):
             steps_too = self.slurm.run(
                 ["sacct", "-nPD", "-j", f"{followed.job}_{task}", "--format=JobID,State,ExitCode"]
             )

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,7 +104,12 @@ def shell_config(
 
 
 def states_by_sacct(slurm: SlurmRig, run: Run | str, number: int = 1) -> list[str]:
-    """Return what sacct says of the tasks of a submission, an attempt each."""
+    """Return what sacct says of the tasks of a submission, an attempt each, once it has caught up with their ends."""
     name = run if isinstance(run, str) else run.id
-    done = slurm.run(["sacct", "-XnPD", "--format=State", f"--name=nexa-{name}-{number}", "-S", "now-1hour"])
-    return done.stdout.split()
+    limit = time.monotonic() + 20.0
+    while True:
+        done = slurm.run(["sacct", "-XnPD", "--format=State", f"--name=nexa-{name}-{number}", "-S", "now-1hour"])
+        states = done.stdout.split()
+        if not {"RUNNING", "PENDING"} & set(states) or time.monotonic() > limit:
+            return states
+        time.sleep(0.5)

@@ -180,14 +180,20 @@ def put(path: Path, text: str, *, mode: int = 0o644) -> None:
     draft.replace(path)
 
 
+# Of so many processes.
+_SHARES = 16
+
+
 def free_ports(count: int) -> list[int]:
     """Choose ports on which nothing listens, below those that the kernel gives to clients.
 
-    They stay free while a daemon is away: the kernel takes none of them for a connection of somebody's.
+    They stay free while a daemon is away: the kernel takes none of them for a connection of somebody's. Of the
+    processes of one test run, each has ports of its own.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     chosen: list[int] = []
     while len(chosen) < count:
-        port = random.randrange(15000, 30000)
+        port = random.randrange(15000 + number % _SHARES, 30000, _SHARES)
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -69,10 +70,22 @@ def ensure(needed: Mapping[str, tuple[str, ...]] = NEEDED) -> None:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         install_packages(packages)  # refuses, and says which
-    with _no_daemons(packages):
-        install_packages(packages)
+    with _alone(), _no_daemons(packages):
+        if packages := missing(needed):  # unless another process has brought them meanwhile
+            install_packages(packages)
     if still := missing(needed):
         raise SetupError(f"apt-get succeeded, and yet these are missing: {', '.join(still)}")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for what another process is installing."""
+    handle = os.open(_POLICY.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -61,7 +61,8 @@ class SlurmRig(SlurmParts):
             shutil.rmtree(place / "draft", ignore_errors=True)
             self._must(
                 ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={place / 'draft'}",
-                 "--auth-root-authentication-method=socket", "--skip-test-db", "--innodb-log-file-size=16M"]
+                 "--auth-root-authentication-method=socket", "--skip-test-db", "--innodb-log-file-size=16M",
+                 f"--tmpdir={place}"]  # of two at once, one would take the other's tables away
             )  # fmt: skip
             (place / "draft").rename(place / "data")
         self.database.start()

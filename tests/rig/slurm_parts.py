@@ -80,7 +80,7 @@ class SlurmParts:
             f"--socket={place / 'socket'}", f"--pid-file={place / 'pid'}", f"--init-file={place / 'init.sql'}",
             "--bind-address=127.0.0.1", f"--port={self.ports.database}", "--skip-name-resolve",
             "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0",
-            "--innodb-lock-wait-timeout=900",
+            "--innodb-lock-wait-timeout=900", f"--tmpdir={place}",
         )  # fmt: skip
 
     @cached_property

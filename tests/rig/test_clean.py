@@ -28,6 +28,7 @@ from nexa_infra.operations.clean import Leftover, NotRemovedError, Staying
 from nexa_infra.operations.clean_cluster import leftovers_on, remove_on
 from nexa_infra.operations.clean_text import line, stays, total
 from nexa_infra.runs.record import Run
+from nexa_infra.runs.submissions import read_submissions
 from nexa_infra.spec.cluster import Cluster
 from tests.rig.accounts import ADA, BOB
 from tests.rig.clusters import cluster_at
@@ -171,8 +172,8 @@ def test_sizes_and_inodes_are_those_of_the_folders_and_what_is_shared_counts_onc
 def test_a_run_with_jobs_in_the_queue_stays_and_so_does_its_snapshot(cluster: Cluster, slurm: SlurmRig) -> None:
     run = running(cluster)
     gone, kept = leftovers_on(cluster, host_of(cluster), 30 * DAY)
-    job = slurm.run(["squeue", "-h", "-o", "%F"]).stdout.split()[0]
-    assert gone == []
+    job = read_submissions(run.files)[0].job_id
+    assert job and gone == []
     assert kept == [Staying(Path(run.directory), f"its job {job} is in the queue")]
     assert stays(kept[0]).isprintable()
     with pytest.raises(NexaError, match="its jobs are in the queue again"):

@@ -62,7 +62,9 @@ def test_a_client_that_is_ended_leaves_no_container(
     client.wait(30)
     wait(lambda: left_of(docker, run.id, run.directory) == [], within=30)
     assert [
-        process for process, _ in environments() if b"1101" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process
+        for process, _ in environments()
+        if b"sleep\0001101\0" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     ] == []
 
 
@@ -101,7 +103,7 @@ esac"""
             {"image": docker.load(busybox_image), "memory": "32M"},
             command=["sh", "-c", script, "trial"],
             seeds=[1, 2, 3, 4, 5],
-            job={"time": "0:04", "array_parallelism": 5},
+            job={"time": "0:12", "array_parallelism": 5},
         )
     )
     trials = steps.look(run)
@@ -164,7 +166,7 @@ def test_an_engine_that_goes_away_is_named_and_the_run_can_be_retried(
     docker.start()
     launch.follow_run(manage.prepare_retry(run.id))
     assert [trial.state for trial in steps.look(run)] == ["completed"]
-    wait(lambda: left_of(docker, run.id, run.directory) == [])
+    wait(lambda: left_of(docker, run.id, run.directory) == [], within=60)
 
 
 def test_an_engine_that_cannot_be_reached_is_one_error_before_anything_is_started(

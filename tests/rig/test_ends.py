@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -151,11 +151,15 @@ def play(slurm: SlurmRig, sshd: SshRig, folder: Path) -> Scene:
             end_many(slurm, scene.many)
             for each in (scene.preempted, scene.lost, scene.moved):
                 each.until(lambda poll: poll.states.get("running"))
+                status = Path(each.run.directory) / "status"
+                slurm.wait_until(lambda: any(status.iterdir()), 30.0, "it has not begun")  # noqa: B023
             ends.append(pool.submit(scene.late.follow))  # it waits for cores until it is too late
             scene.late.until(lambda poll: poll.states.get("deadline"))
             end_nodes(slurm, scene)
+            late = wait(ends, timeout=150.0).not_done
+            assert not late, (slurm.run(["squeue"]).stdout, *(each.polls[-1:] for each in everyone if not each.trials))
             for end in ends:
-                end.result(90.0)
+                end.result()
         except BaseException:
             slurm.run(["scancel", "--me"])  # whatever follows them comes to an end
             raise

@@ -190,4 +190,8 @@ def test_a_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     asked = framed(write_file(f"{tmp_path}/none/x", b"x"))
     assert heard(asked, run(asked.text)[0]).code != 0
-    assert base64.b64encode(b"x").decode() in write_file("/x", b"x")
+    assert base64.b64encode(b"\xff").decode() in write_file("/x", b"\xff")
+    text = b"-n 'a' $HOME `b` \\n %s\r\n\n"
+    asked = framed(write_file(str(path), text))
+    assert heard(asked, run(asked.text)[0]).code == 0
+    assert path.read_bytes() == text and path.stat().st_mode & 0o777 == 0o600

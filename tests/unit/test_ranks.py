@@ -134,6 +134,15 @@ def test_an_abort_by_a_watchdog_follows_from_another_s_failure_and_one_of_its_ow
     assert told(gang((2, 134, 99.0)), {2: WATCHDOG}) == "rank 2 on n2 was ended by SIGABRT"
 
 
+def test_threads_that_abort_after_an_exception_do_not_hide_it() -> None:
+    raised = 'Traceback (most recent call last):\n  File "fault.py", line 9\nValueError: no such layer: 7\n'
+    made = gang((2, 134, 99.0))
+    left = f"{raised}terminate called without an active exception\n"
+    assert told(made, {2: left}) == "rank 2 on n2 failed: ValueError: no such layer: 7"
+    # One that was caught, and of which the program told before.
+    assert told(made, {2: f"{raised}step 3\nfree(): invalid pointer\n"}) == "rank 2 on n2 was ended by SIGABRT"
+
+
 def test_only_the_last_restart_counts() -> None:
     text = (
         "node\tn1\t1.0\t\nstart\t0\t0\t7\t1\nend\t0\t0\t137\t2.0\nstart\t0\t1\t8\t3\nstart\t1\t1\t9\t3\n"

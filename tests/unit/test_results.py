@@ -13,7 +13,8 @@ import pytest
 
 from nexa_infra.runs.attempts import Attempt, TaskState, TrialState, judge, read_attempts, read_states
 from nexa_infra.runs.directory import RunDirectory
-from nexa_infra.runs.results import Trial, read_metrics, read_results, read_trials, write_results
+from nexa_infra.runs.metrics import read_metrics
+from nexa_infra.runs.results import Trial, read_results, read_trials, write_results
 from nexa_infra.spec.sweep import SweepDefinition
 
 

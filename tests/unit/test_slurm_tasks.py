@@ -20,6 +20,7 @@ from nexa_infra.scheduling.slurm.tasks import (
     queue_of,
     task_states,
     unexplained,
+    unstarted,
 )
 from nexa_infra.scheduling.slurm.text import AccountingRow, read_accounting, read_queue
 
@@ -258,6 +259,12 @@ def test_only_what_nobody_has_explained_is_asked_about() -> None:
     assert unexplained([submission()], found, [], tried) == [1, 2]
     accounts = sacct("9_1|FAILED|3:0|60|1", "9_2|RUNNING|0:0|60|1")
     assert unexplained([submission()], found, accounts, tried) == [2], "accounting lags"
+
+
+def test_what_failed_before_it_started_is_asked_about_for_its_cost() -> None:
+    gone = left(read_queue("9|9|0|FAILED|None|nexa-r-1\n8|9|1|CANCELLED|None|nexa-r-1\n7|9|2|NODE_FAIL|None|nexa-r-1"))
+    assert list(unstarted([submission()], gone, attempts((2, 1, None)))) == [(0, 1)], "the others: free, or known"
+    assert list(unstarted([listed(2, (0, 2))], gone, {})) == [], "another's"
 
 
 def test_an_earlier_submission_s_end_explains_nothing() -> None:

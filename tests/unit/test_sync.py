@@ -23,6 +23,7 @@ from nexa_infra.operations import sync as sync_module
 from nexa_infra.operations.provenance import names_hash, tree_hash
 from nexa_infra.operations.sync import _read
 from nexa_infra.runs.record import Snapshot
+from nexa_infra.settings import settings
 from nexa_infra.spec.run import SyncRules
 
 
@@ -133,6 +134,21 @@ def test_the_destination_and_earlier_runs_inside_the_code_do_not_travel(reposito
     made = sync_repository(repository / "here", root=repository)
     assert not any(name.startswith(("here/", "out/")) for name in files(made))
     assert "out/run-1/big.bin" in files(sync_repository(repository / "here", root=repository, include_runs=True))
+
+
+def test_a_run_that_is_being_made_inside_the_code_does_not_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, made = tmp_path / "plain", tmp_path / "plain" / "mine" / "runs" / "new"
+    made.mkdir(parents=True)
+    (root / "train.py").write_text("x")
+    (made / ".job.sbatch.9xojesci").write_text("x")  # half of it is there
+    monkeypatch.setenv("NEXA_HOME", str(root / "mine"))
+    settings.cache_clear()
+    assert files(sync_repository(tmp_path / "there", root=root)) == {"train.py"}
+    monkeypatch.setenv("NEXA_HOME", str(root))
+    settings.cache_clear()
+    assert "train.py" in files(sync_repository(tmp_path / "there", root=root))
 
 
 def test_too_much_code_is_refused_and_the_largest_named(repository: Path, tmp_path: Path) -> None:

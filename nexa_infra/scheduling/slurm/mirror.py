@@ -11,6 +11,7 @@ import secrets
 import tarfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,11 @@ from nexa_infra.hosts.framing import write_file
 from nexa_infra.hosts.shell import quote
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.series import MOST_LOG
+from nexa_infra.scheduling.slurm.brought import newer
 
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
 
-# Clocks of file servers differ: files that changed this long before the last look are brought again, seconds.
-SLACK_SECONDS = 120
 TAIL_BYTES = 8192
 # What a poll brings of a training's metrics, and what one question does at its end, bytes.
 PIECE_BYTES = 2 * 2**20
@@ -32,11 +32,7 @@ LAST_BYTES = 16 * 2**20
 
 _LOG = "trials/0/metrics.jsonl"
 _MARK = "==nexa files=="
-_NAMES = re.compile(
-    r"(?:status|submissions|claims|steward)/[\w][\w.-]*|trials/\d+/metrics\.json|(?:cancelled|left|sacct\.txt|run\.json)"
-)
-
-
+_NAMES = re.compile(r"(?:submissions|steward)/\w[\w.-]*")
 _RANK_FILE = re.compile(r"node-\d+|rank-\d+\.log")
 
 
@@ -70,22 +66,11 @@ def _as_made(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member
 
 
-def changed_files(since: float | None, *, places: Sequence[str] = ("status", "submissions", "steward")) -> str:
-    """Return shell that packs the run's files that have changed since a moment, seconds since the epoch there."""
-    newer = "" if since is None else f"-newermt @{since - SLACK_SECONDS:.0f} "
-    where = " ".join(quote(place) for place in places)
+def changed_records(since: float | None) -> str:
+    """Return shell that packs what tells of submissions, and has changed since a moment there, in epoch seconds."""
     return (
         f"printf '%s\\n' {quote(_MARK)}\n"
-        f"find {where} -type f ! -name '.*' ! -name lock ! -name '*.pyz' {newer}-print0 2>/dev/null"
-        " | tar -czf - --null -T - 2>/dev/null\ntrue\n"
-    )
-
-
-def metrics_files() -> str:
-    """Return shell that packs every trial's metrics."""
-    return (
-        f"printf '%s\\n' {quote(_MARK)}\n"
-        "find trials -mindepth 2 -maxdepth 2 -type f -name metrics.json -size -16384k -print0 2>/dev/null"
+        f"find submissions steward -type f ! -name '.*' ! -name lock ! -name '*.pyz' {newer(since)}-print0 2>/dev/null"
         " | tar -czf - --null -T - 2>/dev/null\ntrue\n"
     )
 
@@ -146,33 +131,26 @@ def unpack(run: Run, stdout: str) -> str:
     data = packed.encode("utf-8", "surrogateescape")
     if not data:
         return before
-    base = run.files.path
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             for member in archive:
-                name = member.name.removeprefix("./")
                 content = archive.extractfile(member) if member.isfile() else None
-                if content is not None and _NAMES.fullmatch(name):
-                    _put(f"{base}/{name}", content.read())
-    except (tarfile.TarError, EOFError) as error:
+                if content is not None and _NAMES.fullmatch(member.name):
+                    _put(run.files.path / member.name, content.read())
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise HostError(f"the files of run {run.id} did not come whole: {error}") from error
     return before
 
 
-def _put(path: str, content: bytes) -> None:
-    """Write a file under a name of its own, and rename it; of ten thousand, a Path each would take half the time."""
-    folder, _, name = path.rpartition("/")
-    staged = f"{folder}/.{name}.{secrets.token_hex(4)}"
-    try:
-        stream = open(staged, "wb", buffering=0)  # noqa: PTH123, SIM115
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-        stream = open(staged, "wb", buffering=0)  # noqa: PTH123, SIM115
-    with stream:
-        view = memoryview(content)
-        while view:
-            view = view[stream.write(view) :]
-    os.rename(staged, path)  # noqa: PTH104
+def _put(path: Path, content: bytes) -> None:
+    """Write a file under a name of its own, and rename it; what is here already is left as it is."""
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == content:
+            return
+    path.parent.mkdir(exist_ok=True)
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    staged.write_bytes(content)
+    staged.replace(path)
 
 
 def words_script(run: Run, failed: Sequence[tuple[int, int]]) -> str:

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nexa_infra.errors import HostError, QueueFullError, RunNotFoundError, UnknownStateError
 from nexa_infra.hosts.base import Host
 from nexa_infra.hosts.framing import write_file, write_files
 from nexa_infra.hosts.shell import join, quote
-from nexa_infra.monitoring.charges import Charge
-from nexa_infra.runs.attempts import Attempt, TaskState, read_attempts
+from nexa_infra.runs.attempts import TaskState, read_attempts
 from nexa_infra.runs.directory import write_atomically
 from nexa_infra.runs.ranks import candidates, read_gang, read_records
-from nexa_infra.runs.submissions import Recorded, Submission, read_submissions, to_json, trials_of, write_submission
+from nexa_infra.runs.submissions import Submission, read_submissions, to_json, write_submission
 from nexa_infra.scheduling.arrays import Throttle
 from nexa_infra.scheduling.base import Queue
 from nexa_infra.scheduling.budget import read_limit
-from nexa_infra.scheduling.slurm import mirror, tasks
+from nexa_infra.scheduling.slurm import brought, mirror, tasks
 from nexa_infra.scheduling.slurm.client import SlurmClient, queue_command, read_answer, section, sections
+from nexa_infra.scheduling.slurm.seen import (
+    GOING,
+    accounts_of,
+    left_of,
+    remember,
+    seen_of,
+    settled,
+    states_of,
+    submissions_of,
+)
 from nexa_infra.scheduling.slurm.steward_array import submit_steward, token_of
 from nexa_infra.scheduling.slurm.submission import VOID, TakenError, leave, order_of, submit_once, submit_together
 from nexa_infra.scheduling.slurm.tasks import Trials
-from nexa_infra.scheduling.slurm.text import AccountingRow, QueueRow, moment, read_accounting
+from nexa_infra.scheduling.slurm.text import AccountingRow, moment, read_accounting
 
 # How long what is cancelled may take to end: KillWait, epilogs, and a slow controller, seconds.
 END_SECONDS = 180.0
@@ -40,30 +46,6 @@ LAG_SECONDS = 8.0
 if TYPE_CHECKING:
     from nexa_infra.runs.record import Run
     from nexa_infra.scheduling.base import Admission
-
-
-@dataclass
-class _Seen:
-    """What the last poll of a run has shown; it is asked again in every process."""
-
-    rows: tuple[QueueRow, ...] | None = None
-    since: float | None = None  # when files were last brought, by the cluster's clock
-    asked: frozenset[int] = field(default_factory=frozenset)  # trials that accounting was asked about
-    behind: bool = False  # whether there is more of a training's metrics log than was brought
-    owners: frozenset[str] = frozenset()  # arrays that have started trials
-    calls: Counter[str] = field(default_factory=Counter)  # what was asked, and how often
-
-
-# States of sacct that are no ends.
-_GOING = frozenset({"RUNNING", "PENDING", tasks.RESIZED})
-
-_seen: dict[str, _Seen] = {}
-_lock = threading.Lock()
-
-
-def _seen_of(run: Run) -> _Seen:
-    with _lock:
-        return _seen.setdefault(run.directory, _Seen())
 
 
 @dataclass(frozen=True)
@@ -144,7 +126,7 @@ class SlurmScheduler:
         """Ask squeue once, and bring the status files that have changed; see `Scheduler.poll`."""
         if run.files.refused.exists():
             return Queue(False)  # nothing of it is anywhere but here
-        seen = _seen_of(run)
+        seen = seen_of(run)
         prefix = f"nexa-{run.id}-"
         text = f"cd -- {quote(run.directory)} 2>/dev/null || exit 66\ndate +%s\n"
         text += section("queue", queue_command(prefix, cache=_cache(run), age=0.0 if fresh else _shared_age(run)))
@@ -157,7 +139,7 @@ class SlurmScheduler:
             # Before the status files: of what it brings, the attempt is then known.
             text += section("log", mirror.log_piece(held, mirror.PIECE_BYTES))
         if self.host.remote:
-            text += mirror.changed_files(seen.since)
+            text += section("lines", brought.status_lines(seen.since)) + mirror.changed_records(seen.since)
         done = self.client.ask(text)
         if done.returncode == 66:
             raise RunNotFoundError(f"the run directory {run.directory} is not on {self.host.name} any more")
@@ -168,9 +150,11 @@ class SlurmScheduler:
             raise HostError(
                 f"{self.host.name} did not answer as it should: {done.stderr.strip()[-300:] or told[-300:]}"
             )
+        whole = True
         if self.host.remote:
             self._keep_cancelled(run, found["cancelled"])
             _keep_throttle(run, found["throttle"])
+            whole = brought.keep_lines(run, seen.lines, found["lines"][0])
         if "log" in found:
             seen.behind = mirror.keep_log(run, held, found["log"][0])
         # An array whose id no client has recorded may be known by its claim alone.
@@ -178,8 +162,10 @@ class SlurmScheduler:
         answer = read_answer(found["queue"], prefix)
         seen.calls["polls"] += 1
         seen.calls["shared" if answer.shared else "squeue"] += 1
-        _remember(run, answer.rows)
-        seen.rows, seen.since = answer.rows, float(moment)
+        remember(run, answer.rows)
+        seen.rows = answer.rows
+        if whole:
+            seen.since = float(moment)
         arrays = tasks.arrays_of(answer.rows, read_submissions(run.files))
         return replace(tasks.queue_of(answer.rows), arrays=arrays, queued=answer.queued, steward=answer.steward)
 
@@ -188,37 +174,37 @@ class SlurmScheduler:
 
         Accounting is asked only about what has left the queue without a good end of its own.
         """
-        seen = _seen_of(run)
+        seen = seen_of(run)
         if seen.rows is None and not self.poll(run).active and run.files.refused.exists():
             return {}
         rows = seen.rows or ()
-        submissions = _submissions(run)
+        submissions = submissions_of(run)
         attempts = read_attempts(run.files)
-        accounts = _accounts(run)
+        accounts = accounts_of(run)
         if read_limit(run.files.path / "steward") is not None:
             # What has ended well has a cost as well, which the budget is waiting for.
             over = {(trial, each.number) for trial, tried in attempts.items() for each in tried if each.ended}
-            if unsettled := frozenset(over) - _settled(submissions, accounts, attempts):
+            if unsettled := frozenset(over) - settled(submissions, accounts, attempts):
                 accounts = self._ask_accounting(run, submissions, unsettled)
-        found = _states(run, submissions, rows, accounts, attempts)
+        found = states_of(run, submissions, rows, accounts, attempts)
         lacking = frozenset(tasks.unexplained(submissions, found, accounts, attempts))
         if lacking and (lacking != seen.asked or not tasks.queue_of(rows).active):
             wanted = frozenset((trial, attempts[trial][-1].number) for trial in lacking if attempts.get(trial))
             accounts = self._ask_accounting(run, submissions, wanted)
             seen.asked = lacking
-            found = _states(run, submissions, rows, accounts, attempts)
+            found = states_of(run, submissions, rows, accounts, attempts)
         return found
 
     def ends(self, run: Run) -> Mapping[tuple[int, int], str]:
         """See `Scheduler.ends`: by what accounting last said."""
-        if not (accounts := _accounts(run)):
+        if not (accounts := accounts_of(run)):
             return {}
-        found = tasks.charged(_submissions(run), accounts, read_attempts(run.files))
-        return {(trial, number): tasks.state_of(row) for trial, number, row in found if row.state not in _GOING}
+        found = tasks.charged(submissions_of(run), accounts, read_attempts(run.files))
+        return {(trial, number): tasks.state_of(row) for trial, number, row in found if row.state not in GOING}
 
     def failures(self, run: Run) -> Sequence[tuple[str, float]]:
         """See `Scheduler.failures`: by what accounting last said."""
-        gone = (row for row in _accounts(run) if row.state in {"NODE_FAIL", "BOOT_FAIL"})
+        gone = (row for row in accounts_of(run) if row.state in {"NODE_FAIL", "BOOT_FAIL"})
         return [(row.nodes, moment(row.ended) or 0.0) for row in gone if re.fullmatch(r"[\w.-]+", row.nodes)]
 
     def close(self, run: Run) -> bool:
@@ -239,7 +225,7 @@ class SlurmScheduler:
 
     def throttle(self, run: Run, changes: Sequence[Throttle]) -> None:
         """Change arrays' limits, and what they wait for, in one question; see `Scheduler.throttle`."""
-        tokens = {row.array_id: row.name for row in _seen_of(run).rows or ()}
+        tokens = {row.array_id: row.name for row in seen_of(run).rows or ()}
         records = {each.token: each for each in read_submissions(run.files)}
         lines, own = [], run.config.job.dependency
         for change in changes:
@@ -252,7 +238,7 @@ class SlurmScheduler:
                 write_submission(run.files, changed)
                 self._record(run, changed)  # for whoever else follows the run
             lines.append(f"scontrol update {join(words)} || true")
-        _seen_of(run).calls["scontrol"] += len(lines)
+        seen_of(run).calls["scontrol"] += len(lines)
         # Tasks that run already are no longer pending, and it says so of each: that is no failure.
         self.client.ask("\n".join(lines))
 
@@ -270,7 +256,7 @@ class SlurmScheduler:
 
     def counts(self, run: Run) -> Mapping[str, int]:
         """See `Scheduler.counts`."""
-        return dict(_seen_of(run).calls)
+        return dict(seen_of(run).calls)
 
     def cancel(self, run: Run) -> None:
         """End the run's jobs by their ids, and wait until they have ended; see `Scheduler.cancel`.
@@ -297,7 +283,7 @@ class SlurmScheduler:
         limit = time.monotonic() + END_SECONDS
         told: list[str] = []
         while self.poll(run, fresh=True).active:
-            ids = sorted({row.array_id for row in _seen_of(run).rows or ()})
+            ids = sorted({row.array_id for row in seen_of(run).rows or ()})
             if ids != told:
                 self.client.cancel(ids)
                 told = ids
@@ -322,14 +308,15 @@ class SlurmScheduler:
             return
         self.poll(run)
         if self.host.remote:
-            done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{mirror.metrics_files()}")
-            mirror.unpack(run, done.stdout)
+            done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{brought.metrics_files()}")
+            brought.keep_metrics(run, done.stdout)
             self._bring_log(run)
-        submissions = _submissions(run)
+        submissions = submissions_of(run)
         attempts = read_attempts(run.files)
         tried = frozenset((trial, each.number) for trial, several in attempts.items() for each in several)
-        accounts = _accounts(run)
-        if tried - _settled(submissions, accounts, attempts) or tasks.unexplained(submissions, {}, accounts, attempts):
+        tried |= frozenset(tasks.unstarted(submissions, left_of(run), attempts))
+        accounts = accounts_of(run)
+        if tried - settled(submissions, accounts, attempts) or tasks.unexplained(submissions, {}, accounts, attempts):
             self._ask_accounting(run, submissions, tried)
 
     def bring_words(self, run: Run, failed: Sequence[tuple[int, int]]) -> None:
@@ -367,7 +354,7 @@ class SlurmScheduler:
 
     def _bring_log(self, run: Run) -> None:
         """Bring what the last poll has left of a training's metrics log."""
-        seen = _seen_of(run)
+        seen = seen_of(run)
         while seen.behind:
             held = mirror.held_of(run)
             piece = section("log", mirror.log_piece(held, mirror.LAST_BYTES))
@@ -382,21 +369,21 @@ class SlurmScheduler:
         self, run: Run, submissions: Sequence[tuple[Submission, Trials]], wanted: frozenset[tuple[int, int]]
     ) -> list[AccountingRow]:
         """Ask sacct about the run's arrays, until it has caught up with the attempts that are wanted, or will not."""
-        seen = _seen_of(run)
+        seen = seen_of(run)
         rows, recorded = seen.rows or (), {s.job_id for s, _ in submissions if s.job_id}
         ids = sorted(recorded | {row.array_id for row in rows} | seen.owners, key=int)
         if not ids:
             return []
         limit = time.monotonic() + LAG_SECONDS
         while True:
-            _seen_of(run).calls["sacct"] += 1
+            seen_of(run).calls["sacct"] += 1
             text = self.client.accounting(ids)
             if text is None:
-                return _accounts(run)
+                return accounts_of(run)
             write_atomically(run.files.accounting, text)
             accounts = read_accounting(text)
             # While something runs, there is another time.
-            known = _settled(submissions, accounts, read_attempts(run.files))
+            known = settled(submissions, accounts, read_attempts(run.files))
             if wanted <= known or tasks.queue_of(rows).active or time.monotonic() > limit:
                 return accounts
             time.sleep(0.5)
@@ -429,75 +416,3 @@ def _shared_age(run: Run) -> float:
 def _keep_throttle(run: Run, found: tuple[str, int]) -> None:
     if found[1] == 0 and (not run.files.throttle.exists() or run.files.throttle.read_text().strip() != found[0]):
         write_atomically(run.files.throttle, found[0] + "\n")
-
-
-def _settled(
-    submissions: Sequence[tuple[Submission, Trials]],
-    accounts: Sequence[AccountingRow],
-    attempts: Mapping[int, Sequence[Attempt]],
-) -> frozenset[tuple[int, int]]:
-    """Return the attempts whose end accounting knows."""
-    found = tasks.charged(submissions, accounts, attempts)
-    return frozenset((trial, number) for trial, number, row in found if row.state not in _GOING)
-
-
-def charges_of(run: Recorded) -> dict[tuple[int, int], Charge]:
-    """Return what each attempt held, and for how long, by what accounting last said; empty where it said nothing."""
-    return tasks.charges(_submissions(run), _accounts(run), read_attempts(run.files))
-
-
-def _states(
-    run: Run,
-    submissions: Sequence[tuple[Submission, Trials]],
-    rows: Sequence[QueueRow],
-    accounts: Sequence[AccountingRow],
-    attempts: Mapping[int, Sequence[Attempt]],
-) -> dict[int, TaskState]:
-    return tasks.task_states(submissions, rows, _left(run), accounts, attempts, run.config.job.time)
-
-
-def _submissions(run: Recorded) -> list[tuple[Submission, Trials]]:
-    # One that is void has nothing to say; the trials that it was for are another's, or nobody's yet.
-    return [(each, trials_of(run, each)) for each in read_submissions(run.files) if not each.void]
-
-
-def _accounts(run: Recorded) -> list[AccountingRow]:
-    """Read what accounting last said; of a large run that takes a while, so it is kept until it says more."""
-    path = run.files.accounting
-    try:
-        found = path.stat()
-        sign = (found.st_mtime_ns, found.st_size, found.st_ino)
-        known = _read.get(path)
-        if known is None or known[0] != sign:
-            known = sign, read_accounting(path.read_text(encoding="utf-8"))
-            while len(_read) >= _MOST_READ:
-                _read.pop(next(iter(_read)), None)
-            _read[path] = known
-    except FileNotFoundError:
-        return []
-    return known[1]
-
-
-# Of so many runs.
-_MOST_READ = 4
-_read: dict[Path, tuple[tuple[int, int, int], list[AccountingRow]]] = {}
-
-
-def _remember(run: Run, rows: Sequence[QueueRow]) -> None:
-    """Keep how tasks have ended by the scheduler's hand: it forgets them in minutes."""
-    known = set(_left_lines(run))
-    lines = [f"{each.array_id}|{each.tasks}|{each.state}|{each.name}" for each in tasks.left(rows)]
-    if new := [line for line in dict.fromkeys(lines) if line not in known]:
-        with run.files.left.open("a", encoding="utf-8") as stream:
-            stream.write("".join(f"{line}\n" for line in new))
-
-
-def _left_lines(run: Run) -> list[str]:
-    try:
-        return run.files.left.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _left(run: Run) -> list[tasks.Left]:
-    return [tasks.Left(*words) for line in _left_lines(run) if len(words := line.split("|", 3)) == 4]

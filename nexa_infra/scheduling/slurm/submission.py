@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # How long a script waits for another client's sbatch, and for its own, seconds.
 _LOCK_SECONDS = 20
-_TRIES = 300
+_SBATCH_SECONDS = 40
 # How long a script may be silent, seconds: squeue itself gives up after a minute or so.
 _SILENCE = 180.0
 _WAITS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -212,7 +212,7 @@ def _script(run: Run, intent: Submission, order: Order, *, again: str | None, do
         "token": intent.token,
         "number": str(intent.number),
         "lock_seconds": str(_LOCK_SECONDS),
-        "tries": str(_TRIES),
+        "sbatch_seconds": str(_SBATCH_SECONDS),
         # A line that no other intent has.
         "created": next(line.strip() for line in record.splitlines() if "created_at" in line),
         "again": again or "",

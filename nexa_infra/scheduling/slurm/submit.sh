@@ -1,7 +1,7 @@
 # Submits one array, exactly once, and says what is known of it: one word, then what goes with it.
 #
-# Before this come the assignments run_dir, records (the folder of the intents), token, number, lock_seconds, tries,
-# created, again, doubt, void, earlier, the functions void,
+# Before this come the assignments run_dir, records (the folder of the intents), token, number, lock_seconds,
+# sbatch_seconds, created, again, doubt, void, earlier, the functions void,
 # write_trials and write_intent, and the command line of sbatch as the arguments.
 # (`command` before exec and `true` for `:`, for a redirection that fails would end the shell without a word.)
 cd -- "$run_dir" 2>/dev/null || { echo gone; exit 0; }
@@ -74,10 +74,8 @@ setsid sh -c '
   "$@" >"$records/$number.out" 2>"$records/$number.err" </dev/null
   echo "$? $$" >"$records/$number.answer"
 ' sh "$@" >/dev/null 2>&1 </dev/null &
-waited=0
-while [ ! -s "$records/$number.answer" ] && [ "$waited" -lt "$tries" ]; do
-  if [ "$waited" -lt 100 ]; then sleep 0.005; else sleep 0.2; fi
-  waited=$((waited + 1))
-done
+# The lock is now its alone: it is free as soon as sbatch has ended.
+exec 9>&-
+command exec 9>>"$records/.sbatch.lock" && flock -w "$sbatch_seconds" 9
 look_up answered
 echo unknown

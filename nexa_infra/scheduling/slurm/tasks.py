@@ -97,6 +97,21 @@ def left(rows: Iterable[QueueRow]) -> list[Left]:
     return [Left(row.array_id, row.tasks, row.state, row.name) for row in rows if row.state not in going]
 
 
+def unstarted(
+    submissions: Sequence[tuple[Submission, Trials]], gone: Iterable[Left], attempts: Mapping[int, Sequence[Attempt]]
+) -> Iterator[tuple[int, int]]:
+    """Yield the trials, and their attempts, whose task was seen to fail before anything of it had started.
+
+    It may have held a node all the same, which accounting alone can tell; what was cancelled has as a rule held none.
+    """
+    known = {submission.token: trials for submission, trials in submissions}
+    for each in gone:
+        if each.state != "CANCELLED":
+            for trial, first, packed in _trials(known.get(each.name), each.tasks):
+                if not packed and not _begun(attempts, trial, first):
+                    yield trial, first
+
+
 def task_states(
     submissions: Sequence[tuple[Submission, Trials]],
     rows: Sequence[QueueRow],
@@ -141,26 +156,25 @@ def task_states(
             if newest.get(trial) != row.name or (packed and _completed(attempts, trial, first)):
                 continue
             tried = _last(attempts, trial, first)
-            begun = any(each.number >= first for each in attempts.get(trial, ()))
+            begun = _begun(attempts, trial, first)
             if row.state in _WAITING or (packed and not begun):
                 by_array[trial][row.array_id] = TaskState(tried + 1 if begun else first, "PENDING")
             elif not (packed and _told(attempts, trial, first)):
                 by_array[trial][row.array_id] = TaskState(tried, "RUNNING")
-    found = {trial: min(told.values(), key=_idleness) for trial, told in by_array.items()}
+    found = {
+        trial: min(told.values(), key=_idleness) if len(told) > 1 else next(iter(told.values()))
+        for trial, told in by_array.items()
+    }
     named: list[QueueRow | Left | AccountingRow] = [*rows, *gone, *accounts]
-    listed = {(each.name, task) for each in named for task in _tasks(each.tasks)}
-    arrays = {name for name, _ in listed}
+    listed: dict[str, set[int]] = defaultdict(set)
+    for one in named:
+        listed[one.name].update(_tasks(one.tasks))
     for submission, trials in submissions:
-        started = {
-            trial
-            for asked in trials
-            for trial, first in asked
-            if any(each.number >= first for each in attempts.get(trial, ()))
-        }
-        if submission.token not in arrays and not started:
+        started = {trial for asked in trials for trial, first in asked if _begun(attempts, trial, first)}
+        if not listed[submission.token] and not started:
             continue  # nothing tells that there ever was such an array
         for task, asked in enumerate(trials):
-            if (submission.token, task) in listed or any(trial in started for trial, _ in asked):
+            if task in listed[submission.token] or any(trial in started for trial, _ in asked):
                 continue
             for trial, first in asked:
                 if newest[trial] == submission.token:
@@ -336,10 +350,15 @@ def _ended_itself(attempts: Mapping[int, Sequence[Attempt]], trial: int, number:
     )
 
 
+def _begun(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> bool:
+    """Say whether a trial has an attempt of this submission."""
+    tried = attempts.get(trial, ())
+    return bool(tried) and tried[-1].number >= first
+
+
 def _told(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> bool:
     """Say whether a trial's last attempt, of this submission, has told its own end."""
-    tried = attempts.get(trial, ())
-    return bool(tried) and tried[-1].number >= first and _ended_itself(attempts, trial, tried[-1].number)
+    return _begun(attempts, trial, first) and _ended_itself(attempts, trial, attempts[trial][-1].number)
 
 
 def _completed(attempts: Mapping[int, Sequence[Attempt]], trial: int, first: int) -> bool:
