@@ -307,6 +307,8 @@ class SlurmScheduler:
         if run.files.refused.exists():
             return
         self.poll(run)
+        # Of all the runs that a long-lived process has followed, the lines would add up; the copy has them.
+        seen_of(run).lines.clear()
         if self.host.remote:
             done = self.client.ask(f"cd -- {quote(run.directory)} || exit 66\n{brought.metrics_files()}")
             brought.keep_metrics(run, done.stdout)
