@@ -92,7 +92,7 @@ def test_what_ends_the_task_reaches_every_trial_and_no_other_starts(
     slurm.run(["scancel", f"{pack.job}_0"])
     pack.over()
     # Slurm tells the steps before it tells the script: one that ends at once may do so before the script has heard.
-    assert all(each[0].signal in {"TERM", None} for each in pack.attempts.values())
+    assert all(each[0].signal in {"TERM", None} for each in pack.attempts.values()), pack.attempts
     assert {trial: each[0].exit_code for trial, each in pack.attempts.items()} == dict.fromkeys(range(at_once), 9)
     assert all(pack.out(trial) == "up\ntold\n" for trial in range(at_once))
 
