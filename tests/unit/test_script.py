@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections import Counter
@@ -177,3 +178,24 @@ def test_the_exit_code_is_right_when_a_signal_comes_as_the_trial_ends(tmp_path: 
     assert ends["143 TERM"], "no trial was told to end, so nothing was tested"
     # The signal that is remembered says that a 0 beside it is no success: the trial was told to end.
     assert set(ends) <= {"0", "143 TERM", "0 TERM"}, ends
+
+
+def test_a_signal_that_comes_again_before_it_is_remembered_is_passed_on_once() -> None:
+    """The second comes where the first has looked, and has not noted it down yet."""
+    (forward,) = re.findall(r"^forward\(\) \{\n.*?^\}\n", made("everything"), re.MULTILINE | re.DOTALL)
+    script = f"""
+own_code() {{ return 1; }}
+send() {{ echo "sent $1"; }}
+kill() {{ [[ $1 == -0 ]] || echo "sent $2"; }}
+scancel() {{ echo "sent $2"; }}
+requeue_later() {{ :; }}
+{forward}
+set -T
+trap 'if [[ $BASH_COMMAND == "nexa_caught+="* && -z $again ]]; then again=1; forward TERM; fi' DEBUG
+again='' nexa_caught='' nexa_child=77 nexa_before=77 SLURM_JOB_ID=9 NEXA_SCHEDULER=slurm
+forward TERM
+trap - DEBUG
+echo "[$nexa_caught] $again"
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["sent TERM", "[ TERM] 1"], done
