@@ -88,7 +88,7 @@ def test_a_budget_is_never_gone_over(site: Site, monkeypatch: pytest.MonkeyPatch
     await_end(site, run, 240)
     done = len(ran(run))
     # At the most one could begin at first: what others have cost less makes room for more.
-    assert 3 <= done < 8, log(run)
+    assert 2 <= done < 8, log(run)
     spent = sum((trial.usd or Decimal(0) for trial in steps.look(manage.find(run.id))), Decimal(0))
     report = json.loads(there(run, "cost_report.json").read_bytes())
     assert Decimal(report["actual_usd"]) == spent
