@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CONFIG ?= deployments/configs/digits.yaml
 PYTEST ?=
 # So many processes side by side: most of what the tests do is to wait for real services.
-WORKERS ?= 3
+WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CATALOG ?= deployments/images/catalog.yaml
 
