@@ -328,7 +328,9 @@ def test_a_chain_of_walltimes_goes_on_until_it_is_done(scene: Scene, capfd: pyte
     assert len(read_submissions(chained.run.files)) == 1, "the job put itself back in the queue"
     assert chained.loss == pytest.approx(scene.gang.loss, abs=1e-6)
     trial = steps.look(chained.run)[0]
-    assert len(trial.attempts) == number and [each.cause for each in trial.attempts[:-1]] == ["timeout"] * (number - 1)
+    assert len(trial.attempts) == number
+    # One that was requeued before it had ended could not say why: it might have ended well.
+    assert all(each.cause == "timeout" or each.ended is None for each in trial.attempts[:-1])
     assert trial.wasted_usd and trial.usd and trial.usd > trial.wasted_usd > 0, "every attempt is paid for"
 
 
