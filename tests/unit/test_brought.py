@@ -110,10 +110,11 @@ def test_a_line_that_is_being_written_hides_no_other_and_comes_when_it_is_whole(
     assert read_attempts(copied.near) == read_attempts(copied.far)
 
 
-def test_a_client_that_ended_in_the_middle_of_a_line_hides_none(copied: Copied) -> None:
+@pytest.mark.parametrize("written", [1, 17, len(start(0)) - 1])
+def test_a_client_that_ended_in_the_middle_of_a_line_hides_none(copied: Copied, written: int) -> None:
     copied.write("7_0", start(0))
     copied.write("7_1", start(1))
-    copied.near.brought.write_text(start(0)[:17])
+    copied.near.brought.write_text(start(0)[:written])
     copied.bring()
     assert read_attempts(copied.near) == read_attempts(copied.far)
 

@@ -56,7 +56,7 @@ def keep_lines(run: Run, known: set[bytes], told: str) -> bool:
     if not path.exists():
         known.clear()
     elif not known:
-        known.update(path.read_bytes().split(b"\n"))
+        known.update(path.read_bytes().split(b"\n")[:-1])
     new = [line for line in dict.fromkeys(text.split(b"\n")[:-1]) if line not in known]
     if new:
         path.parent.mkdir(exist_ok=True)
